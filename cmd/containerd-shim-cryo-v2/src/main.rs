@@ -1,0 +1,4 @@
+//! containerd shim that freezes and wakes containers.
+#![forbid(unsafe_code)]
+
+fn main() {}

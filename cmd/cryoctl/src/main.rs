@@ -1,0 +1,4 @@
+//! Read, compare, build and move checkpoints.
+#![forbid(unsafe_code)]
+
+fn main() {}

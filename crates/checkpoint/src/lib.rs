@@ -1,0 +1,2 @@
+//! What a checkpoint is: layouts, metadata, summaries.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! CRIU's image files: framing, messages, typed views.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Driving CRIU: requests, transport, notifications, causes of failure.
+#![forbid(unsafe_code)]
