@@ -1,4 +1,29 @@
 //! Read, compare, build and move checkpoints.
+//!
+//! One file per subcommand in `commands`; `failure` turns errors into text and exit codes. What
+//! a checkpoint *is* stands in `cryo-checkpoint`, not here.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
 
-fn main() {}
+mod commands;
+mod failure;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match commands::Cryoctl::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,2 +1,42 @@
 //! What a checkpoint is: layouts, metadata, summaries.
+//!
+//! A checkpoint appears in three forms, and each is read here:
+//!
+//! * an **image directory**: CRIU's files, flat, plus [`layout::DESCRIPTORS`]. A task service
+//!   writes it at a checkpoint and reads it at a restore. [`image_dir::check`] is the gate
+//!   before the latter;
+//! * an **archive**: a tar with the image directory under [`layout::CHECKPOINT_DIR`] and what
+//!   the engine above knew of the container beside it. containerd's CRI, CRI-O and Podman write
+//!   it;
+//! * an archive unpacked: the same as a directory.
+//!
+//! [`summary::Summary`] tells of all three alike.
+//!
+//! # A checkpoint is hostile input
+//!
+//! It may come from another machine or tenant. Files are opened by known names only, beneath a
+//! directory descriptor, without following links; what is not a regular file is refused; sizes
+//! are bounded before anything is allocated; nothing is unpacked. Names and texts that end up
+//! on a terminal may hold control characters: whoever prints them escapes them.
+//!
+//! # What does I/O
+//!
+//! [`image_dir`] and [`summary`] open files, both through the private `flat` module. The rest
+//! is pure: [`tar_stream`] takes a reader, [`descriptors`] bytes.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
+pub mod descriptors;
+mod flat;
+pub mod image_dir;
+pub mod layout;
+pub mod summary;
+pub mod tar_stream;

@@ -1,2 +1,18 @@
-//! The container engine: zygote, libcontainer workers, cgroups, restore preparation.
+//! The container engine: what makes, starts and removes containers.
+//!
+//! [`Engine`] is what the shim needs of an engine. [`Zygote`] is the one there
+//! is: youki's libcontainer, which may only run in a process of one thread, so
+//! it runs in workers that a zygote forks ([`zygote`]). Control groups
+//! ([`cgroup`]) are ours, since CRIU and restored containers need more than
+//! libcontainer gives.
 #![forbid(unsafe_code)]
+
+pub mod cgroup;
+mod client;
+pub mod protocol;
+pub mod spec;
+mod worker;
+pub mod zygote;
+
+pub use client::{Engine, Error, ZYGOTE_ARG, Zygote};
+pub use protocol::{FailureKind, HookPhase, Target};

@@ -1,2 +1,7 @@
 //! The system calls cryo needs; its only unsafe code.
 #![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod inherited;
+pub mod process;
+pub mod scm;
+pub mod spawn;

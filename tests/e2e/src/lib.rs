@@ -1,2 +1,17 @@
-//! End-to-end tests in the lab.
+//! Drives a real containerd in the lab (`hack/lab`) from the host: through `ctr`,
+//! through containerd's gRPC API and through CRI.
+//!
+//! The tests themselves are in `tests/e2e/`, the benchmark in `src/bin/cryo-bench.rs`;
+//! this library is what both stand on. `README.md` beside it says how to run them.
 #![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod containerd;
+pub mod context;
+pub mod cri;
+pub mod events;
+pub mod lab;
+pub mod rpc;
+pub mod runner;
+pub mod runtime;
+pub mod workload;

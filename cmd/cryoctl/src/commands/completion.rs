@@ -1,0 +1,27 @@
+//! `cryoctl completion`.
+
+use std::io::{self, Write};
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use super::Cryoctl;
+use crate::failure::Failure;
+
+/// Print the completion script for a shell.
+///
+/// For bash, say: source <(cryoctl completion bash)
+#[derive(Debug, Args)]
+pub(super) struct Completion {
+    /// The shell.
+    shell: Shell,
+}
+
+impl Completion {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cryoctl::command(), "cryoctl", &mut script);
+        io::stdout().write_all(&script)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! The command line. Each subcommand is a file of its own, and its arguments are its manual.
+
+mod completion;
+mod man;
+mod summary;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+
+/// Read checkpoints of containers.
+///
+/// A checkpoint is an archive as containerd's CRI, CRI-O and Podman write it, the same unpacked,
+/// or an image directory as `ctr task checkpoint --image-path` writes it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cryoctl",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = EXIT_CODES
+)]
+pub(crate) struct Cryoctl {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  it was done
+  1  the checkpoint is damaged, incomplete, unsafe or cannot be read; stderr says why
+  2  the command line is wrong";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Summary(summary::Summary),
+    Completion(completion::Completion),
+    Man(man::Man),
+}
+
+impl Cryoctl {
+    /// Runs the command that was asked for.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::Summary(command) => command.run(),
+            Command::Completion(command) => command.run(),
+            Command::Man(command) => command.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cryoctl::command().debug_assert();
+    }
+}

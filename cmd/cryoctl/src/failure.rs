@@ -1,0 +1,61 @@
+//! From errors to text on stderr and an exit code.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use cryo_checkpoint::summary;
+
+use crate::text::printable;
+
+/// Why a command ended early.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    error: anyhow::Error,
+    hint: Option<&'static str>,
+}
+
+impl Failure {
+    /// Prints `error: …` and `hint: …`. The error's causes follow it after colons.
+    pub(crate) fn report(self) -> ExitCode {
+        let broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
+            cause
+                .downcast_ref()
+                .is_some_and(|e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe)
+        };
+        // Whoever read our output has seen enough.
+        if self.error.chain().any(broken_pipe) {
+            return ExitCode::SUCCESS;
+        }
+        let mut stderr = io::stderr().lock();
+        // Nowhere is left to say that this failed.
+        let _ = writeln!(stderr, "error: {}", printable(&format!("{:#}", self.error)));
+        if let Some(hint) = self.hint {
+            let _ = writeln!(stderr, "hint: {hint}");
+        }
+        ExitCode::FAILURE
+    }
+}
+
+impl From<summary::Error> for Failure {
+    fn from(error: summary::Error) -> Self {
+        Self {
+            hint: error.hint(),
+            error: error.into(),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self {
+            hint: None,
+            error: error.into(),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { hint: None, error }
+    }
+}

@@ -1,0 +1,332 @@
+//! The program as it is run: stdout, stderr and exit code.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../../crates/checkpoint/tests/fixture/mod.rs"]
+mod fixture;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use fixture::Files;
+
+/// What a run left behind. The directory's path reads `DIR` in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+#[must_use]
+fn cryoctl(directory: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Outcome {
+    let output = Command::new(env!("CARGO_BIN_EXE_cryoctl"))
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| {
+        String::from_utf8(bytes)
+            .unwrap()
+            .replace(directory.to_str().unwrap(), "DIR")
+    };
+    Outcome {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+/// Makes an image directory `cp`, spoils it, and summarises it.
+#[must_use]
+fn spoiled(files: &Files, spoil: impl FnOnce(&Path)) -> Outcome {
+    let directory = tempfile::tempdir().unwrap();
+    let images = directory.path().join("cp");
+    fixture::write(&images, files);
+    spoil(&images);
+    cryoctl(directory.path(), ["summary", "cp"])
+}
+
+#[must_use]
+fn failed(stderr: &str) -> Outcome {
+    Outcome {
+        code: Some(1),
+        stdout: String::new(),
+        stderr: stderr.to_owned(),
+    }
+}
+
+#[test]
+fn an_archive() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(
+        directory.path().join("cp.tar"),
+        fixture::tar(&fixture::archive()),
+    )
+    .unwrap();
+    let outcome = cryoctl(directory.path(), ["summary", "cp.tar"]);
+    let total: usize = fixture::archive().values().map(Vec::len).sum();
+    let expected = format!(
+        "\
+container:    looper
+id:           68bb2fa6a176
+pod:          pod1
+namespace:    ns1
+image:        docker.io/library/busybox:latest
+runtime:      io.containerd.runc.v2
+created:      2026-03-13T21:42:59Z
+checkpointed: 2026-03-13T21:43:06Z
+engine:       containerd
+form:         archive
+size:         {:.1} KiB
+memory:       12.0 KiB
+rootfs diff:  100 B
+freezing:     836 µs
+frozen:       147.7 ms
+memory dump:  18.7 ms
+memory write: 753 µs
+pages:        261 scanned, 3 written
+processes:
+  [1] sh
+    [7] python3 (stopped, 2 threads)
+    [9] sleep (dead)
+",
+        total as f64 / 1024.0
+    );
+    assert_eq!(
+        outcome,
+        Outcome {
+            code: Some(0),
+            stdout: expected,
+            stderr: String::new()
+        }
+    );
+}
+
+#[test]
+fn an_image_directory_and_its_statistics() {
+    let directory = tempfile::tempdir().unwrap();
+    fixture::write(&directory.path().join("cp"), &fixture::images());
+    let outcome = cryoctl(directory.path(), ["summary", "cp"]);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+    assert!(
+        outcome.stdout.starts_with("form:       image directory\n"),
+        "{}",
+        outcome.stdout
+    );
+    assert!(
+        outcome
+            .stdout
+            .contains("statistics: none; name their file by --stats\n")
+    );
+
+    fs::write(directory.path().join("stats-dump"), fixture::stats()).unwrap();
+    let arguments = ["summary", "cp", "--stats", "stats-dump", "--format", "json"];
+    let outcome = cryoctl(directory.path(), arguments);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+    let json: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(json["form"], "image-directory");
+    assert_eq!(json["container"], serde_json::Value::Null);
+    assert_eq!(json["size"]["memory_bytes"], 3 * 4096);
+    assert_eq!(json["dump"]["frozen_time_us"], 147_720);
+    assert_eq!(
+        json["processes"][1],
+        serde_json::json!({"pid": 7, "ppid": 1, "command": "python3", "state": "stopped", "threads": 2})
+    );
+
+    let outcome = cryoctl(
+        directory.path(),
+        ["summary", "cp", "--stats", "cp/pstree.img"],
+    );
+    assert_eq!(
+        outcome,
+        failed(
+            "error: the checkpoint is damaged: cp/pstree.img cannot be decoded: cp/pstree.img: not an image of kind stats-dump: magic 0x54564319 at offset 0, expected 0x55105940\n\
+             hint: make the checkpoint again, or copy it anew from its origin\n"
+        )
+    );
+}
+
+#[test]
+fn damaged_and_unsafe_checkpoints() {
+    let mut missing = fixture::images();
+    missing.remove("inventory.img");
+    assert_eq!(
+        spoiled(&missing, |_| {}),
+        failed(
+            "error: the checkpoint is incomplete: inventory.img is missing\n\
+             hint: make the checkpoint again, or copy all of it: the dump or a copy was cut short\n"
+        )
+    );
+
+    let mut truncated = fixture::images();
+    truncated.get_mut("pstree.img").unwrap().truncate(20);
+    assert_eq!(
+        spoiled(&truncated, |_| {}),
+        failed(
+            "error: the checkpoint is damaged: checkpoint/pstree.img cannot be decoded: checkpoint/pstree.img: truncated at offset 12: 10 bytes expected, 8 left\n\
+             hint: make the checkpoint again, or copy it anew from its origin\n"
+        )
+    );
+
+    let hint = "hint: do not use it unless you know where it comes from: no engine writes this\n";
+    assert_eq!(
+        spoiled(&fixture::images(), |images| {
+            fs::remove_file(images.join("pages-1.img")).unwrap();
+            symlink("/etc/passwd", images.join("pages-1.img")).unwrap();
+        }),
+        failed(&format!(
+            "error: the checkpoint is unsafe: pages-1.img is a symbolic link\n{hint}"
+        ))
+    );
+    assert_eq!(
+        spoiled(&fixture::images(), |images| fs::create_dir(
+            images.join("sub")
+        )
+        .unwrap()),
+        failed(&format!(
+            "error: the checkpoint is unsafe: sub is a directory\n{hint}"
+        ))
+    );
+}
+
+#[test]
+fn what_is_no_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    fs::create_dir(path.join("empty")).unwrap();
+    fs::write(path.join("text"), "x".repeat(600)).unwrap();
+    fs::write(path.join("cp.tar.gz"), [0x1f, 0x8b, 8, 0]).unwrap();
+    let mut cut = fixture::tar(&fixture::archive());
+    cut.truncate(5000);
+    fs::write(path.join("cut.tar"), cut).unwrap();
+
+    let name = "hint: name an archive, its unpacked directory, or the directory that holds inventory.img\n";
+    let cases = [
+        (
+            "gone",
+            "error: gone cannot be read: No such file or directory (os error 2)\n".to_owned(),
+        ),
+        (
+            "empty",
+            format!(
+                "error: empty is not a checkpoint: it has neither inventory.img nor a directory checkpoint\n{name}"
+            ),
+        ),
+        (
+            "text",
+            format!("error: not a tar archive: no entry at offset 0: wrong checksum\n{name}"),
+        ),
+        (
+            "cp.tar.gz",
+            "error: the archive is compressed with gzip\nhint: decompress it first\n".to_owned(),
+        ),
+        (
+            "cut.tar",
+            "error: the archive is cut off at offset 4608\n\
+             hint: make the checkpoint again, or copy all of it: the dump or a copy was cut short\n"
+                .to_owned(),
+        ),
+    ];
+    for (argument, stderr) in cases {
+        assert_eq!(
+            cryoctl(path, ["summary", argument]),
+            failed(&stderr),
+            "{argument}"
+        );
+    }
+}
+
+#[test]
+fn nothing_in_a_checkpoint_steers_the_terminal() {
+    let mut files = fixture::images();
+    files.insert("core-1.img".into(), fixture::core("a\u{1b}[2Jb", 1));
+    let outcome = spoiled(&files, |_| {});
+    assert!(
+        outcome.stdout.contains("[1] a\\u{1b}[2Jb\n"),
+        "{}",
+        outcome.stdout
+    );
+
+    let outcome = spoiled(&fixture::images(), |images| {
+        symlink("x", images.join("a\u{1b}[31mb")).unwrap();
+    });
+    assert!(
+        outcome.stderr.contains("unsafe: a\\u{1b}[31mb is a"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn usage() {
+    let here = Path::new("/");
+    let arguments: [&[&str]; 5] = [
+        &[],
+        &["unknown"],
+        &["summary"],
+        &["summary", "x", "--format", "xml"],
+        &["--wrong"],
+    ];
+    for arguments in arguments {
+        let outcome = cryoctl(here, arguments);
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(2), ""),
+            "{arguments:?}"
+        );
+        assert!(
+            outcome.stderr.contains("cryoctl") || outcome.stderr.contains("--help"),
+            "{outcome:?}"
+        );
+    }
+    for arguments in [["--help"].as_slice(), &["summary", "--help"]] {
+        let outcome = cryoctl(here, arguments);
+        assert_eq!(outcome.code, Some(0));
+        assert!(outcome.stdout.contains("Exit codes:"), "{}", outcome.stdout);
+    }
+    let outcome = cryoctl(here, ["--version"]);
+    assert_eq!(
+        outcome.stdout,
+        format!("cryoctl {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn manual_and_completions() {
+    let directory = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let outcome = cryoctl(directory.path(), ["completion", shell]);
+        assert_eq!(outcome.code, Some(0));
+        assert!(outcome.stdout.contains("summary"), "{shell}");
+    }
+    assert_eq!(cryoctl(directory.path(), ["man", "."]).code, Some(0));
+    assert!(directory.path().join("cryoctl-summary.1").is_file());
+    let outcome = cryoctl(directory.path(), ["man", "none"]);
+    assert_eq!(
+        outcome,
+        failed(
+            "error: manual pages cannot be written to none: No such file or directory (os error 2)\n"
+        )
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let directory = tempfile::tempdir().unwrap();
+    fixture::write(&directory.path().join("cp"), &fixture::images());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cryoctl"))
+        .args(["summary", "cp"])
+        .current_dir(directory.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}

@@ -1,0 +1,135 @@
+//! A directory of regular files, opened without following links.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, open, openat, statat};
+
+/// Most files that a directory may hold. CRIU writes a few for each task and namespace.
+const MAX_FILES: usize = 1 << 18;
+
+/// A directory of regular files: what they are called and how long they are.
+#[derive(Debug)]
+pub(crate) struct FlatDir {
+    fd: OwnedFd,
+    files: BTreeMap<String, u64>,
+    directories: Vec<String>,
+}
+
+/// Why a directory is not flat, or could not be read.
+#[derive(Debug)]
+pub(crate) enum Error {
+    Io(io::Error),
+    /// Something that is not a regular file of its own: its name, and what it is.
+    Foreign(String, &'static str),
+    TooMany(usize),
+}
+
+impl From<rustix::io::Errno> for Error {
+    fn from(errno: rustix::io::Errno) -> Self {
+        Self::Io(errno.into())
+    }
+}
+
+impl FlatDir {
+    /// Lists a directory. Subdirectories are refused unless `directories` says otherwise.
+    pub(crate) fn open(path: &Path, directories: bool) -> Result<Self, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Self::new(open(path, flags, Mode::empty())?, directories)
+    }
+
+    /// Lists a subdirectory, without following a link.
+    pub(crate) fn subdirectory(&self, name: &str) -> Result<Self, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Self::new(openat(&self.fd, name, flags, Mode::empty())?, false)
+    }
+
+    /// Lists a directory by its descriptor.
+    pub(crate) fn new(fd: OwnedFd, directories: bool) -> Result<Self, Error> {
+        let mut flat = Self {
+            fd,
+            files: BTreeMap::new(),
+            directories: Vec::new(),
+        };
+        for entry in Dir::read_from(&flat.fd)? {
+            let entry = entry?;
+            let raw = entry.file_name();
+            if raw == c"." || raw == c".." {
+                continue;
+            }
+            if flat.files.len() >= MAX_FILES {
+                return Err(Error::TooMany(MAX_FILES));
+            }
+            let name = raw.to_string_lossy().into_owned();
+            let stat = statat(&flat.fd, raw, AtFlags::SYMLINK_NOFOLLOW)?;
+            match foreign(&stat) {
+                None if name.as_bytes() != raw.to_bytes() => {
+                    return Err(Error::Foreign(name, "a file with an unreadable name"));
+                }
+                None => {
+                    flat.files.insert(name, size(&stat));
+                }
+                Some(DIRECTORY) if directories => flat.directories.push(name),
+                Some(what) => return Err(Error::Foreign(name, what)),
+            }
+        }
+        Ok(flat)
+    }
+
+    /// Names and sizes in bytes, sorted by name.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.files.iter().map(|(name, size)| (name.as_str(), *size))
+    }
+
+    /// The size of a file, if it is there.
+    pub(crate) fn size(&self, name: &str) -> Option<u64> {
+        self.files.get(name).copied()
+    }
+
+    pub(crate) fn has_directory(&self, name: &str) -> bool {
+        self.directories.iter().any(|directory| directory == name)
+    }
+
+    /// Opens one of the files, which must still be what it was when it was listed.
+    pub(crate) fn open_file(&self, name: &str) -> Result<File, Error> {
+        // NONBLOCK: a fifo put there meanwhile does not hold us up. It means nothing to files.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = match openat(&self.fd, name, flags, Mode::empty()) {
+            Err(rustix::io::Errno::LOOP) => return Err(Error::Foreign(name.to_owned(), SYMLINK)),
+            result => result?,
+        };
+        match foreign(&fstat(&fd)?) {
+            None => Ok(File::from(fd)),
+            Some(what) => Err(Error::Foreign(name.to_owned(), what)),
+        }
+    }
+
+    /// The directory itself.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+const DIRECTORY: &str = "a directory";
+const SYMLINK: &str = "a symbolic link";
+
+/// What a file is, if it is not a regular file with one name.
+fn foreign(stat: &Stat) -> Option<&'static str> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if stat.st_nlink > 1 => Some("a hard link"),
+        FileType::RegularFile => None,
+        FileType::Directory => Some(DIRECTORY),
+        FileType::Symlink => Some(SYMLINK),
+        FileType::Fifo => Some("a fifo"),
+        FileType::Socket => Some("a socket"),
+        FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
+        FileType::Unknown => Some("neither file nor directory"),
+    }
+}
+
+fn size(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or_default()
+}

@@ -1,0 +1,533 @@
+//! An image directory, checked before a restore.
+//!
+//! ```text
+//! inventory.img pstree.img files.img       once
+//! core-PID.img ids-PID.img mm-PID.img …    per task
+//! pagemap-PID.img pages-ID.img             memory
+//! descriptors.json                         by us, runc or crun
+//! stats-dump dump.log                      if the work directory was the same
+//! ```
+//!
+//! [`check`] answers two questions: is it *safe to open* (regular files only, flat, one name
+//! each; CRIU follows links and would load any file of the host into the container's memory),
+//! and is it *complete* (everything that CRIU will look for first is there, can be read, and has
+//! the length that the rest promises). Whether the container is what its specification says is
+//! another question, which is not asked here.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, Read};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use cryo_criu_image::files::{Descriptor, Object, OpenFile, Terminal};
+use cryo_criu_image::inventory::{IMAGE_VERSION, Inventory, TaskIds};
+use cryo_criu_image::pagemap::PagemapTotals;
+use cryo_criu_image::pstree::ProcessTree;
+use cryo_criu_image::stats::DumpStats;
+use cryo_criu_image::task::Core;
+use cryo_criu_image::{Kind, Reader, View};
+
+use crate::descriptors::{self, Descriptors, StdioKey};
+use crate::flat::{self, FlatDir};
+use crate::layout;
+
+/// Why an image directory cannot be restored from.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such directory, or it cannot be read.
+    #[error("the checkpoint cannot be read: {name}")]
+    Unreadable {
+        /// The directory, or a file in it.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something in the directory could lead CRIU elsewhere.
+    #[error("the checkpoint is unsafe: {name} is {what}")]
+    Foreign {
+        /// The file.
+        name: String,
+        /// What it is, with its article.
+        what: &'static str,
+    },
+    /// There are more files than any container's images have.
+    #[error("the checkpoint is unsafe: more than {limit} files")]
+    TooManyFiles {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// A file that a restore needs is not there.
+    #[error("the checkpoint is incomplete: {name} is missing")]
+    Missing {
+        /// The file.
+        name: String,
+    },
+    /// A file of memory pages is shorter than its pagemap says.
+    #[error(
+        "the checkpoint is incomplete: {name} has {found_bytes} bytes, {needed_bytes} are needed"
+    )]
+    ShortPages {
+        /// The file.
+        name: String,
+        /// Its length.
+        found_bytes: u64,
+        /// The length it should have at least.
+        needed_bytes: u64,
+    },
+    /// Some memory stands in the images of an earlier dump, or on a page server.
+    #[error("the checkpoint is incomplete: {name} refers to {pages} pages that are not in it")]
+    MemoryElsewhere {
+        /// The pagemap.
+        name: String,
+        /// How many pages.
+        pages: u64,
+    },
+    /// A file cannot be decoded.
+    #[error("the checkpoint is damaged: {name} cannot be decoded")]
+    Damaged {
+        /// The file.
+        name: String,
+        /// What is wrong, and where.
+        source: cryo_criu_image::Error,
+    },
+    /// `descriptors.json` cannot be used.
+    #[error("the checkpoint is damaged: {} cannot be used", layout::DESCRIPTORS)]
+    BadDescriptors(#[source] descriptors::Error),
+    /// The images are of a version that CRIU does not read.
+    #[error("the checkpoint has images of version {found}, only {IMAGE_VERSION} is known")]
+    Version {
+        /// The version.
+        found: u32,
+    },
+    /// The images were made on another kind of machine.
+    #[error("the checkpoint was made on {found}, this machine is {here}")]
+    Architecture {
+        /// The architecture in the images.
+        found: &'static str,
+        /// The architecture of this machine.
+        here: &'static str,
+    },
+}
+
+impl Error {
+    /// What whoever asked for the restore can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "name the directory that holds inventory.img",
+            Self::Foreign { name, .. } if name == layout::PARENT => {
+                "incremental checkpoints are not supported: make one without a parent"
+            }
+            Self::Foreign { .. } | Self::TooManyFiles { .. } => {
+                "do not use it unless you know where it comes from: CRIU never writes this"
+            }
+            Self::Missing { .. } | Self::ShortPages { .. } => {
+                "make the checkpoint again, or copy all of it: the dump or a copy was cut short"
+            }
+            Self::MemoryElsewhere { .. } => {
+                "make a full checkpoint: incremental and lazy ones cannot be restored alone"
+            }
+            Self::Damaged { .. } | Self::BadDescriptors(_) => {
+                "make the checkpoint again, or copy it anew from its origin"
+            }
+            Self::Version { .. } => "restore it with the version of CRIU that made it",
+            Self::Architecture { .. } => "restore it on a machine of its own architecture",
+        }
+    }
+}
+
+/// An image directory that passed [`check`].
+///
+/// It owns the directory's descriptor, so that CRIU can be given the very directory that was
+/// checked ([`ImageDir::fd`]) whatever its path leads to by then. The files in it are not locked
+/// against whoever may write to them: keep it where only root can.
+#[derive(Debug)]
+pub struct ImageDir {
+    files: FlatDir,
+    inventory: Inventory,
+    tree: ProcessTree,
+    root: Core,
+    stdio: [Option<StdioKey>; 3],
+    stats: Option<DumpStats>,
+}
+
+/// Checks the image directory at `path`.
+///
+/// The path itself may lead through links: it comes from whoever asks for the restore. What is
+/// in the directory may not.
+///
+/// # Errors
+///
+/// All of [`Error`]; its [`Error::hint`] says what to do.
+pub fn check(path: &Path) -> Result<ImageDir, Error> {
+    ImageDir::new(FlatDir::open(path, false).map_err(|error| path_error(path, error))?)
+}
+
+/// Checks the image directory of which `fd` is a descriptor opened for reading.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn check_fd(fd: OwnedFd) -> Result<ImageDir, Error> {
+    ImageDir::new(FlatDir::new(fd, false).map_err(|error| flat_error("the directory", error))?)
+}
+
+impl ImageDir {
+    fn new(files: FlatDir) -> Result<Self, Error> {
+        let inventory: Inventory = one(&files, Kind::Inventory, 0)?;
+        if inventory.image_version != IMAGE_VERSION {
+            return Err(Error::Version {
+                found: inventory.image_version,
+            });
+        }
+        let name = Kind::Pstree.file_name(0);
+        let tree = ProcessTree::read(&name, open(&files, &name)?)
+            .map_err(|source| Error::Damaged { name, source })?;
+        for process in tree.processes() {
+            // The dead have a core and no threads.
+            for &task in process.threads.iter().chain([&process.pid]) {
+                let name = Kind::Core.file_name(task.into());
+                if files.size(&name).is_none() {
+                    return Err(Error::Missing { name });
+                }
+            }
+        }
+
+        let root: Core = one(&files, Kind::Core, tree.root_pid().into())?;
+        let here = std::env::consts::ARCH;
+        if root.arch.as_str() != here {
+            return Err(Error::Architecture {
+                found: root.arch.as_str(),
+                here,
+            });
+        }
+        check_memory(&files)?;
+
+        let stdio = stdio_keys(&files, &tree, &root)?;
+        let stats = match files.size(layout::STATS_DUMP) {
+            Some(_) => Some(one(&files, Kind::StatsDump, 0)?),
+            None => None,
+        };
+        Ok(Self {
+            files,
+            inventory,
+            tree,
+            root,
+            stdio,
+            stats,
+        })
+    }
+
+    /// The directory.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.files.fd()
+    }
+
+    /// The pid, in its namespace, of the root of the process tree: the container's init.
+    pub fn root_pid(&self) -> u32 {
+        self.tree.root_pid()
+    }
+
+    /// The root task.
+    pub fn root(&self) -> &Core {
+        &self.root
+    }
+
+    /// All processes.
+    pub fn tree(&self) -> &ProcessTree {
+        &self.tree
+    }
+
+    /// The head of the images.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// What the container's descriptors 0 to 2 were, so that the new container's can be given to
+    /// CRIU in their place; `None` for one that was closed.
+    ///
+    /// An entry of `descriptors.json` counts: it is what the container was *started* with, and
+    /// some process may hold it even if the root task has put something else at that number.
+    /// But a pipe or socket there that no image knows is stale (runc, for one, keeps the names
+    /// of before an earlier restore). Then, or without the file, it is what the root task had
+    /// there at the dump, save pipes of which the container holds both ends.
+    pub fn stdio_keys(&self) -> &[Option<StdioKey>; 3] {
+        &self.stdio
+    }
+
+    /// The statistics of the dump, if CRIU's work directory was this one.
+    pub fn stats(&self) -> Option<&DumpStats> {
+        self.stats.as_ref()
+    }
+
+    /// Bytes of all files together.
+    pub fn size_bytes(&self) -> u64 {
+        self.files.files().map(|(_, size)| size).sum()
+    }
+
+    /// Bytes of memory pages among them.
+    pub fn memory_bytes(&self) -> u64 {
+        self.files
+            .files()
+            .filter(|(name, _)| matches!(Kind::of_file_name(name), Some((Kind::Pages, _))))
+            .map(|(_, size)| size)
+            .sum()
+    }
+}
+
+/// Every pagemap can be read, and its pages are there.
+fn check_memory(files: &FlatDir) -> Result<(), Error> {
+    // The smallest of all: elsewhere it is a lower bound.
+    const PAGE_BYTES: u64 = 4096;
+    let mut needed = BTreeMap::<u32, u64>::new();
+    for (name, _) in files.files() {
+        if !matches!(
+            Kind::of_file_name(name),
+            Some((Kind::Pagemap | Kind::PagemapShmem, _))
+        ) {
+            continue;
+        }
+        let damaged = |source| Error::Damaged {
+            name: name.to_owned(),
+            source,
+        };
+        let totals = PagemapTotals::read(name, open(files, name)?).map_err(damaged)?;
+        let elsewhere = totals.parent.saturating_add(totals.absent_lazy);
+        if elsewhere > 0 {
+            return Err(Error::MemoryElsewhere {
+                name: name.to_owned(),
+                pages: elsewhere,
+            });
+        }
+        if totals.present > 0 {
+            let bytes = if totals.newer {
+                0
+            } else {
+                totals.present.saturating_mul(PAGE_BYTES)
+            };
+            let sum = needed.entry(totals.pages_id).or_default();
+            *sum = sum.saturating_add(bytes);
+        }
+    }
+    for (id, needed_bytes) in needed {
+        let name = Kind::Pages.file_name(id.into());
+        match files.size(&name) {
+            None => return Err(Error::Missing { name }),
+            Some(found_bytes) if found_bytes < needed_bytes => {
+                return Err(Error::ShortPages {
+                    name,
+                    found_bytes,
+                    needed_bytes,
+                });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn stdio_keys(
+    files: &FlatDir,
+    tree: &ProcessTree,
+    root: &Core,
+) -> Result<[Option<StdioKey>; 3], Error> {
+    let recorded = match files.size(layout::DESCRIPTORS) {
+        Some(_) => read_descriptors(files)?.0.map(Some),
+        None => [None, None, None],
+    };
+    let current = current_stdio(files, tree, root)?;
+
+    // Which ends of the pipes in question are held within the container.
+    let mut ends = BTreeMap::<u32, Ends>::new();
+    for key in recorded.iter().chain(&current) {
+        if let Some(StdioKey::Pipe(inode) | StdioKey::Socket(inode)) = key {
+            ends.insert(*inode, Ends::default());
+        }
+    }
+    for_each_file(files, |file| {
+        let (inode, writes) = match file.object {
+            Object::Pipe { pipe_id, flags } => (pipe_id, flags & 3 == 1),
+            Object::UnixSocket { inode } => (inode, true),
+            _ => return,
+        };
+        if let Some(ends) = ends.get_mut(&inode) {
+            ends.writing |= writes;
+            ends.reading |= !writes;
+        }
+    })?;
+    let ends_of = |inode: u32| ends.get(&inode).copied().unwrap_or_default();
+
+    let mut keys = recorded;
+    for (key, current) in keys.iter_mut().zip(current) {
+        let stale = match key {
+            None => true,
+            Some(StdioKey::Pipe(inode) | StdioKey::Socket(inode)) => {
+                ends_of(*inode) == Ends::default()
+            }
+            Some(_) => false,
+        };
+        if !stale {
+            continue;
+        }
+        *key = match current {
+            // The container's own: between two of its processes, say.
+            Some(StdioKey::Pipe(inode))
+                if ends_of(inode)
+                    == (Ends {
+                        reading: true,
+                        writing: true,
+                    }) =>
+            {
+                Some(StdioKey::Other(format!("inner pipe {inode}")))
+            }
+            current => current,
+        };
+    }
+    Ok(keys)
+}
+
+/// The ends of a pipe that are held within the container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Ends {
+    reading: bool,
+    writing: bool,
+}
+
+/// What the root task has at its descriptors 0 to 2.
+fn current_stdio(
+    files: &FlatDir,
+    tree: &ProcessTree,
+    root: &Core,
+) -> Result<[Option<StdioKey>; 3], Error> {
+    let pid = tree.root_pid().into();
+    let ids = match files.size(&Kind::Ids.file_name(pid)) {
+        Some(_) => Some(one::<TaskIds>(files, Kind::Ids, pid)?),
+        None => root.ids,
+    };
+    let Some(table) = ids.map(|ids| Kind::Fdinfo.file_name(ids.files.into())) else {
+        return Ok([None, None, None]);
+    };
+    let mut wanted = [None; 3];
+    for descriptor in read::<Descriptor>(files, &table)? {
+        let descriptor = descriptor.map_err(|source| damaged(&table, source))?;
+        let index = usize::try_from(descriptor.fd).unwrap_or(usize::MAX);
+        if let Some(slot) = wanted.get_mut(index) {
+            *slot = Some(descriptor.file_id);
+        }
+    }
+
+    let mut objects: [Option<Object>; 3] = [None, None, None];
+    for_each_file(files, |file| {
+        for (slot, wanted) in objects.iter_mut().zip(wanted) {
+            if wanted == Some(file.id) {
+                *slot = Some(file.object.clone());
+            }
+        }
+    })?;
+
+    let mut keys = [None, None, None];
+    for (key, object) in keys.iter_mut().zip(objects) {
+        *key = object.map(|object| key_of(files, &object)).transpose()?;
+    }
+    Ok(keys)
+}
+
+fn for_each_file(files: &FlatDir, mut visit: impl FnMut(&OpenFile)) -> Result<(), Error> {
+    let name = Kind::Files.file_name(0);
+    for file in read::<OpenFile>(files, &name)? {
+        visit(&file.map_err(|source| damaged(&name, source))?);
+    }
+    Ok(())
+}
+
+fn key_of(files: &FlatDir, object: &Object) -> Result<StdioKey, Error> {
+    Ok(match object {
+        Object::Path {
+            path,
+            external: false,
+            ..
+        } => StdioKey::parse(&String::from_utf8_lossy(path)),
+        Object::Path {
+            path,
+            external: true,
+            ..
+        } => StdioKey::Other(String::from_utf8_lossy(path).into_owned()),
+        Object::Pipe { pipe_id, .. } => StdioKey::Pipe(*pipe_id),
+        Object::UnixSocket { inode } => StdioKey::Socket(*inode),
+        Object::Tty { info_id } => {
+            let name = Kind::TtyInfo.file_name(0);
+            for terminal in read::<Terminal>(files, &name)? {
+                let terminal = terminal.map_err(|source| damaged(&name, source))?;
+                if terminal.id == *info_id {
+                    let dev = terminal.dev.unwrap_or_default();
+                    return Ok(StdioKey::Tty {
+                        rdev: terminal.rdev,
+                        dev,
+                    });
+                }
+            }
+            StdioKey::Other(format!("terminal {info_id}"))
+        }
+        Object::Fifo { pipe_id } => StdioKey::Other(format!("fifo {pipe_id}")),
+        Object::Other(number) => StdioKey::Other(format!("file of type {number}")),
+        _ => StdioKey::Other("file of unknown type".to_owned()),
+    })
+}
+
+fn read_descriptors(files: &FlatDir) -> Result<Descriptors, Error> {
+    let limit = descriptors::MAX_BYTES as u64;
+    let mut bytes = Vec::new();
+    open(files, layout::DESCRIPTORS)?
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| Error::Unreadable {
+            name: layout::DESCRIPTORS.to_owned(),
+            source,
+        })?;
+    Descriptors::from_json(&bytes).map_err(Error::BadDescriptors)
+}
+
+fn one<V: View>(files: &FlatDir, kind: Kind, number: u64) -> Result<V, Error> {
+    let name = kind.file_name(number);
+    read::<V>(files, &name)?
+        .single()
+        .map_err(|source| damaged(&name, source))
+}
+
+fn read<V: View>(files: &FlatDir, name: &str) -> Result<Reader<V, impl Read + use<V>>, Error> {
+    Reader::new(name, open(files, name)?).map_err(|source| damaged(name, source))
+}
+
+fn open(files: &FlatDir, name: &str) -> Result<impl Read + use<>, Error> {
+    if files.size(name).is_none() {
+        return Err(Error::Missing {
+            name: name.to_owned(),
+        });
+    }
+    files
+        .open_file(name)
+        .map(BufReader::new)
+        .map_err(|error| flat_error(name, error))
+}
+
+fn damaged(name: &str, source: cryo_criu_image::Error) -> Error {
+    Error::Damaged {
+        name: name.to_owned(),
+        source,
+    }
+}
+
+fn path_error(path: &Path, error: flat::Error) -> Error {
+    flat_error(&path.display().to_string(), error)
+}
+
+fn flat_error(name: &str, error: flat::Error) -> Error {
+    match error {
+        flat::Error::Io(source) => Error::Unreadable {
+            name: name.to_owned(),
+            source,
+        },
+        flat::Error::Foreign(name, what) => Error::Foreign { name, what },
+        flat::Error::TooMany(limit) => Error::TooManyFiles { limit },
+    }
+}

@@ -1,0 +1,172 @@
+//! What the shim, its zygote and the zygote's workers say to each other.
+//!
+//! One `SOCK_SEQPACKET` message is one JSON value. The shim sends a
+//! [`Request`] to the zygote together with file descriptors: first the *call
+//! socket*, then what the request itself needs. On the call socket come back
+//! at most one [`Answer::Reply`] from the worker and always, once the worker is
+//! reaped, one [`Answer::Done`] from the zygote.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Upper bound of a message.
+pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
+
+/// Which container, and where its files are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The container's id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Where libcontainer keeps its state; it appends the id.
+    pub root: PathBuf,
+}
+
+/// Something that only a single-threaded process may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Make the container up to the point where its program would start. The
+    /// file descriptors are stdin, stdout and stderr, as far as `stdio` says.
+    Create {
+        /// The container.
+        target: Target,
+        /// Which of the three streams are passed; the others are `/dev/null`.
+        stdio: [bool; 3],
+        /// Do not pivot into the root (`NoPivotRoot`).
+        no_pivot: bool,
+    },
+    /// Let the program of a created container start.
+    Start {
+        /// The container.
+        target: Target,
+    },
+    /// Remove what [`Request::Create`] made; kills what still runs.
+    Delete {
+        /// The container.
+        target: Target,
+    },
+    /// Write the spec's resource limits into the container's cgroups.
+    Limit {
+        /// The container.
+        target: Target,
+    },
+    /// Run the spec's hooks of some phases.
+    Hooks {
+        /// The container.
+        target: Target,
+        /// The phases, in order.
+        phases: Vec<HookPhase>,
+        /// The container's first process.
+        pid: i32,
+    },
+}
+
+/// Hooks that run outside of the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HookPhase {
+    /// `prestart`
+    Prestart,
+    /// `createRuntime`
+    CreateRuntime,
+    /// `poststart`
+    Poststart,
+    /// `poststop`
+    Poststop,
+}
+
+/// What comes back on the call socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The worker's result.
+    Reply(Result<Reply, Failure>),
+    /// The worker has ended, with this status, and is reaped.
+    Done {
+        /// Exit code, or 128 plus a signal.
+        status: u32,
+    },
+}
+
+/// A worker's result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The container's first process.
+    Created {
+        /// Its id, in the shim's pid namespace.
+        pid: i32,
+    },
+    /// Nothing to tell.
+    Ok,
+}
+
+/// A worker's failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What the caller can do about it.
+    pub kind: FailureKind,
+    /// The cause, with what libcontainer logged about it.
+    pub message: String,
+}
+
+/// Sorts failures by what the caller can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The spec asks for something wrong or impossible here.
+    Spec,
+    /// There is a container of that id already.
+    Exists,
+    /// The container is not in a state for this.
+    State,
+    /// Anything else.
+    Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn target() -> impl Strategy<Value = Target> {
+        ("[a-z]{1,8}", "/[a-z/]{1,12}", "/[a-z/]{1,12}").prop_map(|(id, bundle, root)| Target {
+            id,
+            bundle: bundle.into(),
+            root: root.into(),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn requests_survive_the_wire(target in target(), stdio: [bool; 3], no_pivot: bool, pid: i32) {
+            for request in [
+                Request::Create { target: target.clone(), stdio, no_pivot },
+                Request::Start { target: target.clone() },
+                Request::Delete { target: target.clone() },
+                Request::Limit { target: target.clone() },
+                Request::Hooks { target, phases: vec![HookPhase::Prestart, HookPhase::Poststop], pid },
+            ] {
+                let bytes = serde_json::to_vec(&request).unwrap();
+                prop_assert_eq!(serde_json::from_slice::<Request>(&bytes).unwrap(), request);
+            }
+        }
+
+        #[test]
+        fn answers_survive_the_wire(pid: i32, status: u32, message in ".*") {
+            for answer in [
+                Answer::Reply(Ok(Reply::Created { pid })),
+                Answer::Reply(Err(Failure { kind: FailureKind::Spec, message })),
+                Answer::Done { status },
+            ] {
+                let bytes = serde_json::to_vec(&answer).unwrap();
+                prop_assert_eq!(serde_json::from_slice::<Answer>(&bytes).unwrap(), answer);
+            }
+        }
+
+        #[test]
+        fn garbage_is_an_error_not_a_panic(bytes: Vec<u8>) {
+            let _ = serde_json::from_slice::<Request>(&bytes);
+            let _ = serde_json::from_slice::<Answer>(&bytes);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What the engine and the shim read from a container's `config.json`.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+/// A spec that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file is missing or not an OCI runtime configuration.
+    #[error("cannot load {path}")]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: oci_spec::OciSpecError,
+    },
+    /// A section that every Linux container needs is missing.
+    #[error("config.json has no {0} section")]
+    Missing(&'static str),
+    /// Something cryo cannot do yet, or not at all.
+    #[error("config.json asks for {what}: {remedy}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What the user can do.
+        remedy: &'static str,
+    },
+}
+
+/// Loads and checks `config.json` of a bundle.
+///
+/// # Errors
+///
+/// [`Error`].
+pub fn load(bundle: &Path) -> Result<Spec, Error> {
+    let path = bundle.join("config.json");
+    let spec = Spec::load(&path).map_err(|source| Error::Load { path, source })?;
+    for (there, name) in [
+        (spec.linux().is_some(), "linux"),
+        (spec.process().is_some(), "process"),
+        (spec.root().is_some(), "root"),
+    ] {
+        if !there {
+            return Err(Error::Missing(name));
+        }
+    }
+    Ok(spec)
+}
+
+/// The container's cgroup path.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] when there is none: libcontainer would make one up
+/// that differs between cgroup versions.
+pub fn cgroup_path(spec: &Spec) -> Result<PathBuf, Error> {
+    spec.linux()
+        .as_ref()
+        .and_then(|l| l.cgroups_path().clone())
+        .filter(|p| !p.as_os_str().is_empty())
+        .ok_or_else(|| Error::Unsupported {
+            what: "no linux.cgroupsPath".to_owned(),
+            remedy: "give the container one of its own, such as /NAMESPACE/ID",
+        })
+}
+
+/// A namespace as the spec asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Namespace {
+    /// The one of whoever runs the container.
+    Host,
+    /// A new one.
+    New,
+    /// An existing one, by its file.
+    Path(PathBuf),
+}
+
+/// Looks a namespace up.
+#[must_use]
+pub fn namespace(spec: &Spec, kind: LinuxNamespaceType) -> Namespace {
+    spec.linux()
+        .as_ref()
+        .and_then(|l| l.namespaces().as_ref())
+        .and_then(|all| all.iter().find(|n| n.typ() == kind))
+        .map_or(Namespace::Host, |n| match n.path() {
+            Some(path) if !path.as_os_str().is_empty() => Namespace::Path(path.clone()),
+            _ => Namespace::New,
+        })
+}
+
+/// A bind mount: CRIU knows it by its destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// Where it is inside the container.
+    pub destination: PathBuf,
+    /// What it shows.
+    pub source: PathBuf,
+}
+
+/// All bind mounts, in the order they are mounted.
+#[must_use]
+pub fn binds(spec: &Spec) -> Vec<Bind> {
+    spec.mounts()
+        .iter()
+        .flatten()
+        .filter(|m| {
+            m.typ().as_deref() == Some("bind")
+                || m.options().iter().flatten().any(|o| o == "bind" || o == "rbind")
+        })
+        .filter_map(|m| {
+            Some(Bind {
+                destination: m.destination().clone(),
+                source: m.source().clone()?,
+            })
+        })
+        .collect()
+}
+
+/// Where the spec mounts the cgroup file system, if at all.
+#[must_use]
+pub fn cgroup_mount(spec: &Spec) -> Option<PathBuf> {
+    spec.mounts()
+        .iter()
+        .flatten()
+        .find(|m| matches!(m.typ().as_deref(), Some("cgroup" | "cgroup2")))
+        .map(|m| m.destination().clone())
+}
+
+/// Whether the process wants a terminal.
+#[must_use]
+pub fn terminal(spec: &Spec) -> bool {
+    spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false)
+}
+
+/// User and group of the container's first process.
+#[must_use]
+pub fn user(spec: &Spec) -> (u32, u32) {
+    spec.process().as_ref().map_or((0, 0), |p| (p.user().uid(), p.user().gid()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn namespaces_are_host_new_or_a_path() {
+        let spec = spec(
+            r#"{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"pid"},{"type":"ipc","path":""},
+                {"type":"network","path":"/var/run/netns/x"}]}}"#,
+        );
+        assert_eq!(namespace(&spec, LinuxNamespaceType::Pid), Namespace::New);
+        assert_eq!(namespace(&spec, LinuxNamespaceType::Ipc), Namespace::New);
+        assert_eq!(namespace(&spec, LinuxNamespaceType::User), Namespace::Host);
+        assert_eq!(
+            namespace(&spec, LinuxNamespaceType::Network),
+            Namespace::Path("/var/run/netns/x".into())
+        );
+    }
+
+    #[test]
+    fn binds_are_known_by_type_or_by_option() {
+        let spec = spec(
+            r#"{"ociVersion":"1.1.0","mounts":[
+                {"destination":"/proc","type":"proc","source":"proc"},
+                {"destination":"/a","type":"bind","source":"/x"},
+                {"destination":"/b","type":"none","source":"/y","options":["rbind","ro"]},
+                {"destination":"/sys/fs/cgroup","type":"cgroup","source":"cgroup"}]}"#,
+        );
+        let found: Vec<_> = binds(&spec).into_iter().map(|b| b.destination).collect();
+        assert_eq!(found, [Path::new("/a"), Path::new("/b")]);
+        assert_eq!(cgroup_mount(&spec).unwrap(), Path::new("/sys/fs/cgroup"));
+    }
+
+    #[test]
+    fn a_container_without_a_cgroup_path_is_refused() {
+        let none = spec(r#"{"ociVersion":"1.1.0","linux":{}}"#);
+        assert!(matches!(cgroup_path(&none), Err(Error::Unsupported { .. })));
+        let some = spec(r#"{"ociVersion":"1.1.0","linux":{"cgroupsPath":"/default/x"}}"#);
+        assert_eq!(cgroup_path(&some).unwrap(), Path::new("/default/x"));
+    }
+}

@@ -1,0 +1,298 @@
+//! A worker: one operation with libcontainer, then the process ends.
+
+use std::error::Error as StdError;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, Write};
+use std::os::fd::OwnedFd;
+
+use libcgroups::common::{CgroupConfig, CgroupManager as _, ControllerOpt};
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::container::{Container, ContainerStatus};
+use libcontainer::error::LibcontainerError;
+use libcontainer::hooks::run_hooks;
+use libcontainer::syscall::syscall::SyscallType;
+use oci_spec::runtime::Hooks;
+use rustix::fs::MemfdFlags;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::cgroup::{Cgroups, Kind};
+use crate::protocol::{Failure, FailureKind, HookPhase, Reply, Request, Target};
+use crate::spec;
+
+/// Does what the request asks for, in this very process.
+pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure> {
+    // libcontainer's errors are one general line; the cause is in its log,
+    // which its other processes (intermediate, init) write as well.
+    let log = Log::install();
+    let result = match request {
+        Request::Create { target, stdio, no_pivot } => create(&target, stdio, fds, no_pivot),
+        Request::Start { target } => start(&target),
+        Request::Delete { target } => delete(&target),
+        Request::Limit { target } => limit(&target),
+        Request::Hooks { target, phases, pid } => hooks(&target, &phases, pid),
+    };
+    result.map_err(|mut failure| {
+        if let Some(cause) = log.and_then(Log::first_error)
+            && !failure.message.contains(&cause)
+        {
+            failure.message = format!("{}: {cause}", failure.message);
+        }
+        failure
+    })
+}
+
+fn create(target: &Target, stdio: [bool; 3], fds: Vec<OwnedFd>, no_pivot: bool) -> Result<Reply, Failure> {
+    let spec = spec::load(&target.bundle).map_err(spec_failure)?;
+    let cgroups = Cgroups::at(&spec::cgroup_path(&spec).map_err(spec_failure)?)
+        .map_err(|e| failure(FailureKind::Spec, &e))?;
+    join_where_libcontainer_does_not(&cgroups)?;
+
+    fs::create_dir_all(&target.root).map_err(|e| failure(FailureKind::Other, &e))?;
+    let mut fds = fds.into_iter();
+    let mut builder = ContainerBuilder::new(target.id.clone(), SyscallType::default())
+        .validate_id()
+        .and_then(|b| b.with_root_path(&target.root))
+        .map_err(|e| libcontainer_failure(&e))?;
+    if stdio[0] && let Some(fd) = fds.next() {
+        builder = builder.with_stdin(fd);
+    }
+    if stdio[1] && let Some(fd) = fds.next() {
+        builder = builder.with_stdout(fd);
+    }
+    if stdio[2] && let Some(fd) = fds.next() {
+        builder = builder.with_stderr(fd);
+    }
+    let container = builder
+        .as_init(&target.bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .with_no_pivot(no_pivot)
+        .build()
+        .map_err(|e| libcontainer_failure(&e))?;
+    container
+        .pid()
+        .map(|pid| Reply::Created { pid: pid.as_raw() })
+        .ok_or_else(|| Failure {
+            kind: FailureKind::Other,
+            message: "libcontainer made a container without a process".to_owned(),
+        })
+}
+
+/// The worker joins `name=systemd` and, on a hybrid machine, the unified
+/// hierarchy: what it forks inherits them.
+fn join_where_libcontainer_does_not(cgroups: &Cgroups) -> Result<(), Failure> {
+    let hybrid = cgroups.dirs().any(|(h, _)| matches!(h.kind, Kind::V1(_)));
+    for (hierarchy, dir) in cgroups.dirs() {
+        let left_out = match &hierarchy.kind {
+            Kind::V1(names) => names.iter().any(|n| n.starts_with("name=")),
+            Kind::V2 => hybrid,
+        };
+        if left_out {
+            fs::create_dir_all(&dir)
+                .and_then(|()| fs::write(dir.join("cgroup.procs"), "0"))
+                .map_err(|e| Failure {
+                    kind: FailureKind::Other,
+                    message: format!("cannot join the cgroup {}: {e}", dir.display()),
+                })?;
+        }
+    }
+    Ok(())
+}
+
+fn load(target: &Target) -> Result<Container, Failure> {
+    Container::load(target.root.join(&target.id)).map_err(|e| libcontainer_failure(&e))
+}
+
+fn start(target: &Target) -> Result<Reply, Failure> {
+    load(target)?.start().map_err(|e| libcontainer_failure(&e))?;
+    Ok(Reply::Ok)
+}
+
+fn delete(target: &Target) -> Result<Reply, Failure> {
+    if target.root.join(&target.id).exists() {
+        load(target)?.delete(true).map_err(|e| libcontainer_failure(&e))?;
+    }
+    Ok(Reply::Ok)
+}
+
+fn limit(target: &Target) -> Result<Reply, Failure> {
+    let spec = spec::load(&target.bundle).map_err(spec_failure)?;
+    let Some(resources) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) else {
+        return Ok(Reply::Ok);
+    };
+    let manager = libcgroups::common::create_cgroup_manager(CgroupConfig {
+        cgroup_path: spec::cgroup_path(&spec).map_err(spec_failure)?,
+        systemd_cgroup: false,
+        container_name: target.id.clone(),
+    })
+    .map_err(|e| failure(FailureKind::Other, &e))?;
+    manager
+        .apply(&ControllerOpt {
+            resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        })
+        .map_err(|e| failure(FailureKind::Spec, &e))?;
+    Ok(Reply::Ok)
+}
+
+fn hooks(target: &Target, phases: &[HookPhase], pid: i32) -> Result<Reply, Failure> {
+    let spec = spec::load(&target.bundle).map_err(spec_failure)?;
+    let Some(hooks) = spec.hooks() else {
+        return Ok(Reply::Ok);
+    };
+    for phase in phases {
+        let (list, status) = hooks_of(hooks, *phase);
+        if list.is_none_or(Vec::is_empty) {
+            continue;
+        }
+        let container = Container::new(&target.id, status, Some(pid), &target.bundle, &target.bundle)
+            .map_err(|e| libcontainer_failure(&e))?;
+        run_hooks(list, Some(&container.state), Some(&target.bundle), None, None).map_err(|e| Failure {
+            kind: FailureKind::Other,
+            message: format!("a {phase:?} hook failed: {}", chain(&e)),
+        })?;
+    }
+    Ok(Reply::Ok)
+}
+
+fn hooks_of(hooks: &Hooks, phase: HookPhase) -> (Option<&Vec<oci_spec::runtime::Hook>>, ContainerStatus) {
+    #[allow(deprecated)] // The spec's own word for prestart; runtimes still run it.
+    match phase {
+        HookPhase::Prestart => (hooks.prestart().as_ref(), ContainerStatus::Creating),
+        HookPhase::CreateRuntime => (hooks.create_runtime().as_ref(), ContainerStatus::Creating),
+        HookPhase::Poststart => (hooks.poststart().as_ref(), ContainerStatus::Running),
+        HookPhase::Poststop => (hooks.poststop().as_ref(), ContainerStatus::Stopped),
+    }
+}
+
+fn spec_failure(error: spec::Error) -> Failure {
+    failure(FailureKind::Spec, &error)
+}
+
+fn libcontainer_failure(error: &LibcontainerError) -> Failure {
+    let kind = match error {
+        LibcontainerError::Exist => FailureKind::Exists,
+        LibcontainerError::IncorrectStatus(_) => FailureKind::State,
+        LibcontainerError::InvalidInput(_)
+        | LibcontainerError::InvalidID(_)
+        | LibcontainerError::MissingSpec(_)
+        | LibcontainerError::InvalidSpec(_)
+        | LibcontainerError::Spec(_) => FailureKind::Spec,
+        _ => FailureKind::Other,
+    };
+    failure(kind, error)
+}
+
+fn failure(kind: FailureKind, error: &dyn StdError) -> Failure {
+    Failure { kind, message: chain(error) }
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A log in memory that survives forks.
+struct Log(File);
+
+impl Log {
+    fn install() -> Option<Self> {
+        let file = File::from(rustix::fs::memfd_create("cryo-log", MemfdFlags::CLOEXEC).ok()?);
+        let log = Self(file.try_clone().ok()?);
+        tracing_subscriber::fmt()
+            .with_max_level(LevelFilter::ERROR)
+            .with_ansi(false)
+            .without_time()
+            .with_level(false)
+            .with_target(false)
+            .with_writer(LogWriter(file))
+            .try_init()
+            .ok()?;
+        Some(log)
+    }
+
+    /// The first error is the deepest: each level above repeats it in its own
+    /// words.
+    fn first_error(mut self) -> Option<String> {
+        let mut text = String::new();
+        self.0.rewind().ok()?;
+        self.0.take(64 * 1024).read_to_string(&mut text).ok()?;
+        text.lines().map(str::trim).find(|l| !l.is_empty()).map(str::to_owned)
+    }
+}
+
+struct LogWriter(File);
+
+impl<'a> MakeWriter<'a> for LogWriter {
+    type Writer = Appender<'a>;
+
+    fn make_writer(&'a self) -> Appender<'a> {
+        Appender(&self.0)
+    }
+}
+
+struct Appender<'a>(&'a File);
+
+impl Write for Appender<'_> {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        // All forks share the file's offset, so this appends.
+        let mut file = self.0;
+        file.write(data)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        #[source]
+        below: Option<Box<Layer>>,
+    }
+
+    #[test]
+    fn causes_are_said_once() {
+        let error = Layer {
+            text: "cannot create: no root",
+            below: Some(Box::new(Layer {
+                text: "no root",
+                below: Some(Box::new(Layer { text: "not found", below: None })),
+            })),
+        };
+        assert_eq!(chain(&error), "cannot create: no root: not found");
+    }
+
+    #[test]
+    fn a_bundle_without_a_config_is_a_fault_of_the_spec() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target {
+            id: "a".to_owned(),
+            bundle: dir.path().to_owned(),
+            root: PathBuf::from("/nonexistent"),
+        };
+        let failure = limit(&target).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Spec);
+        assert!(failure.message.contains("config.json"), "{}", failure.message);
+    }
+}

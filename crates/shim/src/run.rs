@@ -1,0 +1,110 @@
+//! The modes of the program that need containers: the long-lived process, and
+//! the cleanup after one that died.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::shim_async::create_task;
+use cryo_engine::Zygote;
+
+use crate::args::Flags;
+use crate::entry::{BoxError, Entry, init_log};
+use crate::events::{self, EventSink, Publisher};
+use crate::serve::{self, Shutdown};
+use crate::task::context::{STATE_ROOT, Shared};
+use crate::task::reaper::Reaper;
+use crate::task::service::Service;
+use crate::task::config;
+use crate::task::delete::{self, Removed};
+
+/// How long `delete` waits for containerd to take its events.
+const FORWARD_LIMIT: Duration = Duration::from_secs(3);
+
+/// The program's modes.
+pub const ENTRY: Entry = Entry { serve, delete: clean_up, annotations: HashMap::new };
+
+/// The long-lived process: its zygote first, while there is one thread, then
+/// the service.
+fn serve(flags: &Flags) -> Result<(), BoxError> {
+    let listener = serve::take_listener()?;
+    serve::become_subreaper()?;
+    let zygote = Zygote::spawn()?;
+    // One for the service, one for the blocking calls of each running
+    // operation; idle ones go away.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_keep_alive(Duration::from_secs(1))
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        init_log(flags);
+        let reaper = Reaper::start()?;
+        let zygote_pid = zygote.pid();
+        let (_pidfd, zygote_exit) = reaper.watch(zygote_pid)?;
+        let publisher = publisher(flags);
+        let service = Service::new(Arc::new(Shared {
+            namespace: flags.namespace.clone(),
+            engine: Arc::new(zygote),
+            events: publisher.clone(),
+            reaper,
+            state_root: PathBuf::from(STATE_ROOT),
+            config: PathBuf::from(config::PATH),
+        }));
+        tokio::spawn(async move {
+            if zygote_exit.await.is_ok() {
+                tracing::error!("the zygote is gone: no container can be made any more");
+            }
+        });
+        let shutdown = Shutdown::new();
+        let (finished, trigger) = (service.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            finished.finished().await;
+            trigger.trigger();
+        });
+        let services = serve::both_versions(create_task(Arc::new(service)));
+        serve::serve(listener, services, shutdown, async |limit| {
+            if let Err(error) = publisher.flush(limit).await {
+                tracing::warn!(%error, "events are lost");
+            }
+        })
+        .await?;
+        Ok::<_, BoxError>(())
+    })
+}
+
+fn publisher(flags: &Flags) -> Arc<Publisher> {
+    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_else(|_| format!("{}.ttrpc", flags.address));
+    Arc::new(Publisher::new(&address, &flags.namespace, events::Config::default()))
+}
+
+/// `delete`: containerd calls it when the shim's connection has ended.
+fn clean_up(flags: &Flags) -> Result<DeleteResponse, BoxError> {
+    let zygote = Zygote::spawn()?;
+    let removed = delete::run(Path::new(STATE_ROOT), &flags.namespace, &flags.id, &zygote)?;
+    let mut answer = DeleteResponse::new();
+    if let Some((own, others)) = removed.split_first() {
+        answer.exit_status = own.exit.status;
+        answer.exited_at = Some(events::timestamp(own.exit.at)).into();
+        forward_exits(flags, others)?;
+    }
+    Ok(answer)
+}
+
+/// Tells containerd of the ends of the pod's other containers: of these it
+/// hears from nobody else.
+fn forward_exits(flags: &Flags, removed: &[Removed]) -> Result<(), BoxError> {
+    if removed.is_empty() {
+        return Ok(());
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let publisher = publisher(flags);
+        for Removed { id, exit } in removed {
+            let sink: &dyn EventSink = &*publisher;
+            events::exit(sink, id, id, 0, exit.status, exit.at);
+        }
+        Ok(publisher.flush(FORWARD_LIMIT).await?)
+    })
+}

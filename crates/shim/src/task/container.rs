@@ -1,0 +1,571 @@
+//! A container is one actor: a task that owns its state.
+//!
+//! Handlers send it [`Command`]s and await the answers, so a client that goes
+//! away cannot leave half of an operation behind. Operations that take time run
+//! beside the actor, one at a time; meanwhile it goes on answering State, Pids,
+//! Kill and Wait.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cryo_sys::process;
+use rustix::process::Pid;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::context::{Context, from_engine, internal};
+use super::reaper::Hold;
+use super::state::{Exit, Op, Phase, State};
+use super::stdio::{ContainerEnds, Stdio};
+use super::{checkpoint, restore};
+use crate::events;
+use crate::rpc::TaskError;
+
+/// How long a freeze or thaw may take.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long Delete waits for output that nobody reads.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long Delete waits for a killed process.
+const EXIT_LIMIT: Duration = Duration::from_secs(10);
+
+type Reply<T> = oneshot::Sender<Result<T, TaskError>>;
+
+/// What State tells.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot {
+    /// Where in its life the container is.
+    pub phase: Phase,
+    /// Whether it is being paused just now.
+    pub pausing: bool,
+    /// The first process, if there is one yet.
+    pub pid: Option<Pid>,
+}
+
+/// What a checkpoint is to be like.
+#[derive(Debug, Clone, Default)]
+pub struct CheckpointRequest {
+    /// Where the images go.
+    pub images: PathBuf,
+    /// Where log and statistics go.
+    pub work: Option<PathBuf>,
+    /// End the container once it is dumped.
+    pub exit: bool,
+    /// Dump established TCP connections.
+    pub open_tcp: bool,
+    /// Dump unix sockets whose peer is outside.
+    pub external_unix_sockets: bool,
+    /// The container shares its session with the outside.
+    pub terminal: bool,
+    /// Dump file locks.
+    pub file_locks: bool,
+    /// Namespaces whose content is not dumped.
+    pub empty_namespaces: Vec<String>,
+    /// When the client stops waiting.
+    pub deadline: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Command {
+    State(Reply<Snapshot>),
+    Start(Reply<Pid>),
+    Pause(Reply<()>),
+    Resume(Reply<()>),
+    Checkpoint(CheckpointRequest, Reply<()>),
+    Delete(Reply<Exit>),
+    Kill { signal: i32, all: bool, reply: Reply<()> },
+    Pids(Reply<Vec<u32>>),
+    CloseStdin(Reply<()>),
+    Exited(Exit),
+    Done(Done),
+}
+
+/// The end of an operation that ran beside the actor.
+#[derive(Debug)]
+enum Done {
+    Started { result: Result<Option<(Pid, Hold)>, TaskError>, reply: Reply<Pid> },
+    Switched { result: Result<(), TaskError>, reply: Reply<()> },
+    Checkpointed { path: PathBuf, result: Result<(), TaskError>, reply: Reply<()> },
+    Deleted { result: Result<(), TaskError>, reply: Reply<Exit> },
+}
+
+/// A running container as the service sees it.
+#[derive(Debug, Clone)]
+pub struct Container {
+    context: Arc<Context>,
+    commands: mpsc::Sender<Command>,
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+impl Container {
+    /// Takes a container over that has been made: `init` is its first process,
+    /// or `None` when it is to be restored at its start.
+    ///
+    /// # Errors
+    ///
+    /// When the process cannot be watched.
+    pub fn adopt(
+        context: Arc<Context>,
+        stdio: Stdio,
+        ends: ContainerEnds,
+        init: Option<Pid>,
+    ) -> Result<Self, TaskError> {
+        let (commands, inbox) = mpsc::channel(16);
+        let (exit_sender, exit) = watch::channel(None);
+        let mut actor = Actor {
+            state: State::new(init.is_none()),
+            init: None,
+            stdio,
+            ends: init.is_none().then_some(ends),
+            held_exit: None,
+            exit: exit_sender,
+            outbox: commands.downgrade(),
+            context: Arc::clone(&context),
+        };
+        if let Some(pid) = init {
+            actor.watch(pid)?;
+        }
+        tokio::spawn(actor.run(inbox));
+        Ok(Self { context, commands, exit })
+    }
+
+    /// What it was made from.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, TaskError> {
+        let (sender, receiver) = oneshot::channel();
+        // A failed send shows as an answer that never comes.
+        let _ = self.commands.send(command(sender)).await;
+        receiver.await.unwrap_or_else(|_| {
+            Err(TaskError::NotFound(format!("container {} is gone", self.context.id())))
+        })
+    }
+
+    /// Where it is in its life.
+    ///
+    /// # Errors
+    ///
+    /// NotFound once it is deleted; so do all the others.
+    pub async fn state(&self) -> Result<Snapshot, TaskError> {
+        self.ask(Command::State).await
+    }
+
+    /// Starts it, or restores it; answers its first process.
+    ///
+    /// # Errors
+    ///
+    /// FailedPrecondition in the wrong phase, else the cause.
+    pub async fn start(&self) -> Result<Pid, TaskError> {
+        self.ask(Command::Start).await
+    }
+
+    /// Freezes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub async fn pause(&self) -> Result<(), TaskError> {
+        self.ask(Command::Pause).await
+    }
+
+    /// Thaws it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub async fn resume(&self) -> Result<(), TaskError> {
+        self.ask(Command::Resume).await
+    }
+
+    /// Dumps it to images. It goes on as it was, unless `exit` is asked for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`]; after any error it goes on as it was.
+    pub async fn checkpoint(&self, request: CheckpointRequest) -> Result<(), TaskError> {
+        self.ask(|reply| Command::Checkpoint(request, reply)).await
+    }
+
+    /// Removes it with everything it has on this machine.
+    ///
+    /// # Errors
+    ///
+    /// FailedPrecondition while it runs; else what stays, and it can be repeated.
+    pub async fn delete(&self) -> Result<Exit, TaskError> {
+        self.ask(Command::Delete).await
+    }
+
+    /// Sends a signal to the first process, or to all.
+    ///
+    /// # Errors
+    ///
+    /// NotFound when there is no process.
+    pub async fn kill(&self, signal: i32, all: bool) -> Result<(), TaskError> {
+        self.ask(|reply| Command::Kill { signal, all, reply }).await
+    }
+
+    /// The ids of its processes; never empty.
+    ///
+    /// # Errors
+    ///
+    /// NotFound once it is deleted.
+    pub async fn pids(&self) -> Result<Vec<u32>, TaskError> {
+        self.ask(Command::Pids).await
+    }
+
+    /// Ends its input once the clients have closed theirs.
+    ///
+    /// # Errors
+    ///
+    /// NotFound once it is deleted.
+    pub async fn close_stdin(&self) -> Result<(), TaskError> {
+        self.ask(Command::CloseStdin).await
+    }
+
+    /// Waits for its end; answers again and again.
+    ///
+    /// # Errors
+    ///
+    /// NotFound when it is deleted without ever having run.
+    pub async fn wait(&self) -> Result<Exit, TaskError> {
+        let mut exit = self.exit.clone();
+        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|e| *e);
+        ended.ok_or_else(|| {
+            TaskError::NotFound(format!("container {} was deleted before it ran", self.context.id()))
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Init {
+    pid: Pid,
+    pidfd: Arc<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Actor {
+    context: Arc<Context>,
+    state: State,
+    init: Option<Init>,
+    stdio: Stdio,
+    /// The container's ends of its streams, until the restore takes them.
+    ends: Option<ContainerEnds>,
+    /// An exit that must not be told before the start is.
+    held_exit: Option<Exit>,
+    exit: watch::Sender<Option<Exit>>,
+    outbox: mpsc::WeakSender<Command>,
+}
+
+impl Actor {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        while let Some(command) = inbox.recv().await {
+            if self.handle(command).await.is_break() {
+                break;
+            }
+        }
+    }
+
+    async fn handle(&mut self, command: Command) -> std::ops::ControlFlow<()> {
+        match command {
+            Command::State(reply) => answer(reply, Ok(self.snapshot())),
+            Command::Start(reply) => self.start(reply),
+            Command::Pause(reply) => self.switch(Op::Pause, reply),
+            Command::Resume(reply) => self.switch(Op::Resume, reply),
+            Command::Checkpoint(request, reply) => self.checkpoint(request, reply),
+            Command::Delete(reply) => self.delete(reply),
+            Command::Kill { signal, all, reply } => {
+                let result = self.kill(signal, all);
+                answer(reply, result);
+            }
+            Command::Pids(reply) => answer(reply, Ok(self.pids())),
+            Command::CloseStdin(reply) => {
+                self.stdio.close_stdin();
+                answer(reply, Ok(()));
+            }
+            Command::Exited(exit) => self.exited(exit),
+            Command::Done(done) => return self.done(done),
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            phase: self.state.phase(),
+            pausing: self.state.busy() == Some(Op::Pause),
+            pid: self.init.as_ref().map(|i| i.pid),
+        }
+    }
+
+    /// Learns of the end of the container's first process.
+    fn watch(&mut self, pid: Pid) -> Result<(), TaskError> {
+        let (pidfd, exited) = self
+            .context
+            .shared
+            .reaper
+            .watch(pid)
+            .map_err(|e| TaskError::io("cannot watch the container's first process", &e))?;
+        self.init = Some(Init { pid, pidfd });
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            if let (Ok(exit), Some(outbox)) = (exited.await, outbox.upgrade()) {
+                let _ = outbox.send(Command::Exited(exit)).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Runs blocking work beside the actor, which hears of its end as `done`.
+    fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Context) -> Result<T, TaskError> + Send + 'static,
+        done: impl FnOnce(Result<T, TaskError>) -> Done + Send + 'static,
+    ) {
+        let context = Arc::clone(&self.context);
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            let result = tokio::task::spawn_blocking(move || work(&context))
+                .await
+                .unwrap_or_else(|e| Err(internal(e)));
+            if let Some(outbox) = outbox.upgrade() {
+                let _ = outbox.send(Command::Done(done(result))).await;
+            }
+        });
+    }
+
+    fn start(&mut self, reply: Reply<Pid>) {
+        if let Err(error) = self.state.begin(Op::Start) {
+            return answer(reply, Err(error));
+        }
+        // Kept here too, so that a failed restore can be tried again.
+        let ends = match self.ends.as_ref().map(clone_ends).transpose() {
+            Ok(ends) => ends,
+            Err(error) => {
+                self.state.end(false);
+                return answer(reply, Err(error));
+            }
+        };
+        let hold = self.context.shared.reaper.hold();
+        self.beside(
+            move |context| match ends {
+                Some(ends) => Ok(Some((restore::run(context, ends)?, hold))),
+                None => {
+                    context.shared.engine.start(&context.target()).map_err(from_engine)?;
+                    Ok(None)
+                }
+            },
+            |result| Done::Started { result, reply },
+        );
+    }
+
+    fn switch(&mut self, op: Op, reply: Reply<()>) {
+        if let Err(error) = self.state.begin(op) {
+            return answer(reply, Err(error));
+        }
+        self.beside(
+            move |context| {
+                let cgroups = &context.cgroups;
+                if op == Op::Pause { cgroups.freeze(FREEZE_LIMIT) } else { cgroups.thaw(FREEZE_LIMIT) }
+                    .map_err(internal)
+            },
+            |result| Done::Switched { result, reply },
+        );
+    }
+
+    fn checkpoint(&mut self, request: CheckpointRequest, reply: Reply<()>) {
+        let paused = self.state.phase() == Phase::Paused;
+        let (Some(init), Ok(())) = (&self.init, self.state.begin(Op::Checkpoint)) else {
+            let error = self.state.begin(Op::Checkpoint).err().unwrap_or_else(|| {
+                TaskError::FailedPrecondition("cannot checkpoint: there is no process".to_owned())
+            });
+            return answer(reply, Err(error));
+        };
+        let pid = init.pid;
+        let path = request.images.clone();
+        // CRIU is a child for a while, and nobody's to sweep.
+        let hold = self.context.shared.reaper.hold();
+        self.beside(
+            move |context| {
+                let _hold = hold;
+                checkpoint::run(context, pid, paused, &request)
+            },
+            |result| Done::Checkpointed { path, result, reply },
+        );
+    }
+
+    fn delete(&mut self, reply: Reply<Exit>) {
+        if let Err(error) = self.state.begin(Op::Delete) {
+            return answer(reply, Err(error));
+        }
+        if let Some(init) = &self.init {
+            // Only a created container's still lives.
+            let _ = process::send_signal(init.pidfd.as_fd(), rustix::process::Signal::KILL.as_raw());
+        }
+        let started = self.init.is_some();
+        let mut exit = self.exit.subscribe();
+        let stdio = std::mem::take(&mut self.stdio);
+        self.ends = None;
+        let context = Arc::clone(&self.context);
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            if started {
+                let _ = tokio::time::timeout(EXIT_LIMIT, exit.wait_for(Option::is_some)).await;
+            }
+            let removed = {
+                let context = Arc::clone(&context);
+                tokio::task::spawn_blocking(move || {
+                    let restored = context.checkpoint.is_some();
+                    let engine = context.shared.engine.as_ref();
+                    context.record.remove_all(&context.state_dir(), engine, restored)
+                })
+            };
+            let (result, ()) = tokio::join!(removed, stdio.drain(DRAIN_LIMIT));
+            let result = result.unwrap_or_else(|e| Err(internal(e)));
+            if let Some(outbox) = outbox.upgrade() {
+                let _ = outbox.send(Command::Done(Done::Deleted { result, reply })).await;
+            }
+        });
+    }
+
+    fn kill(&mut self, signal: i32, all: bool) -> Result<(), TaskError> {
+        let gone = || TaskError::NotFound("process already finished".to_owned());
+        let Some(init) = &self.init else {
+            return Err(TaskError::NotFound(
+                "process does not exist: the container is not restored yet".to_owned(),
+            ));
+        };
+        if all {
+            for pid in self.context.cgroups.pids().map_err(internal)? {
+                let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+                if let Some(Ok(pidfd)) = pid.map(process::pidfd_open) {
+                    // Ended in the meantime is as good.
+                    let _ = process::send_signal(pidfd.as_fd(), signal);
+                }
+            }
+        } else {
+            if matches!(self.state.phase(), Phase::Stopped(_)) {
+                return Err(gone());
+            }
+            process::send_signal(init.pidfd.as_fd(), signal)
+                .map_err(|e| TaskError::io(format_args!("cannot send signal {signal}"), &e))?;
+        }
+        // A frozen v1 process would act on it only after a Resume that nobody sends.
+        let frozen = self.state.phase() == Phase::Paused && self.state.busy().is_none();
+        if signal == rustix::process::Signal::KILL.as_raw() && frozen {
+            self.context.cgroups.thaw(FREEZE_LIMIT).map_err(internal)?;
+            self.state.thawed();
+        }
+        Ok(())
+    }
+
+    /// containerd drops a shim that answers an empty list: a container without
+    /// processes still has its first one, or 0 while that is not restored yet.
+    fn pids(&self) -> Vec<u32> {
+        let mut pids = self.context.cgroups.pids().unwrap_or_default();
+        if pids.is_empty() {
+            pids.push(self.init.as_ref().map_or(0, |i| i.pid.as_raw_nonzero().get().unsigned_abs()));
+        }
+        pids
+    }
+
+    fn exited(&mut self, exit: Exit) {
+        self.state.exited(exit);
+        if self.state.busy() == Some(Op::Start) {
+            self.held_exit = Some(exit);
+        } else {
+            self.tell_exit(exit);
+        }
+    }
+
+    fn tell_exit(&self, exit: Exit) {
+        let pid = self.init.as_ref().map_or(0, |i| i.pid.as_raw_nonzero().get().unsigned_abs());
+        events::exit(&*self.context.shared.events, self.context.id(), self.context.id(), pid, exit.status, exit.at);
+        self.exit.send_replace(Some(exit));
+    }
+
+    fn done(&mut self, done: Done) -> std::ops::ControlFlow<()> {
+        let sink = &*self.context.shared.events;
+        match done {
+            Done::Started { result, reply } => {
+                let result = result.and_then(|restored| {
+                    if let Some((pid, _hold)) = restored {
+                        self.watch(pid)?;
+                        self.ends = None;
+                    }
+                    self.init.as_ref().map(|i| i.pid).ok_or_else(|| {
+                        TaskError::Internal("the container has no first process".to_owned())
+                    })
+                });
+                self.state.end(result.is_ok());
+                if let Ok(pid) = &result {
+                    events::start(&*self.context.shared.events, self.context.id(), raw(*pid));
+                }
+                answer(reply, result);
+                if let Some(exit) = self.held_exit.take() {
+                    self.tell_exit(exit);
+                }
+            }
+            Done::Switched { result, reply } => {
+                let pausing = self.state.busy() == Some(Op::Pause);
+                if result.is_ok() && pausing {
+                    events::paused(sink, self.context.id());
+                } else if result.is_ok() {
+                    events::resumed(sink, self.context.id());
+                }
+                self.state.end(result.is_ok());
+                answer(reply, result);
+            }
+            Done::Checkpointed { path, result, reply } => {
+                if result.is_ok() {
+                    events::checkpointed(sink, self.context.id(), &path.to_string_lossy());
+                }
+                self.state.end(result.is_ok());
+                answer(reply, result);
+            }
+            Done::Deleted { result, reply } => {
+                self.state.end(result.is_ok());
+                match result {
+                    Err(error) => answer(reply, Err(error)),
+                    Ok(()) => {
+                        let exit = match self.state.phase() {
+                            Phase::Stopped(exit) => exit,
+                            _ => Exit { status: 0, at: std::time::SystemTime::now() },
+                        };
+                        let pid = self.init.as_ref().map_or(0, |i| raw(i.pid));
+                        events::delete(sink, self.context.id(), self.context.id(), pid, exit.status, exit.at);
+                        answer(reply, Ok(exit));
+                        return std::ops::ControlFlow::Break(());
+                    }
+                }
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, TaskError>) {
+    // The client may have given up.
+    let _ = reply.send(result);
+}
+
+/// A process id as the protocol wants it.
+#[must_use]
+pub fn raw(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().unsigned_abs()
+}
+
+fn clone_ends(ends: &ContainerEnds) -> Result<ContainerEnds, TaskError> {
+    let mut copy = [const { None }; 3];
+    for (copy, end) in copy.iter_mut().zip(ends) {
+        *copy = end
+            .as_ref()
+            .map(OwnedFd::try_clone)
+            .transpose()
+            .map_err(|e| TaskError::io("cannot pass the container its streams", &e))?;
+    }
+    Ok(copy)
+}

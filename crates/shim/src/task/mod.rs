@@ -1,0 +1,14 @@
+//! The Task service: containers, their streams, checkpoint and restore.
+
+pub mod checkpoint;
+pub mod config;
+pub mod container;
+pub mod context;
+pub mod delete;
+mod failures;
+pub mod reaper;
+pub mod restore;
+mod rootfs;
+pub mod service;
+pub mod state;
+pub mod stdio;

@@ -1,0 +1,552 @@
+//! `containerd.task.v3.Task` (and v2, which is the same): ttrpc in, actors out.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::api;
+use containerd_shim_protos::shim::oci;
+use containerd_shim_protos::shim_async::Task;
+use cryo_engine::cgroup::Cgroups;
+use cryo_engine::spec;
+use protobuf::well_known_types::any::Any;
+use protobuf::well_known_types::empty::Empty;
+use protobuf::{EnumOrUnknown, Message as _};
+use tokio::sync::Notify;
+use ttrpc::r#async::TtrpcContext;
+
+use super::container::{CheckpointRequest, Container, raw};
+use super::context::{Context, Record, Shared, from_engine, from_spec, internal, state_dir};
+use super::rootfs;
+use super::state::Phase;
+use super::stdio::{Paths, Stdio};
+use crate::bootstrap;
+use crate::events::{self, timestamp};
+use crate::rpc::{TaskError, guarded, unimplemented};
+
+#[derive(Debug)]
+enum Slot {
+    /// The id is taken, the container not there yet.
+    Creating,
+    Ready(Container),
+}
+
+#[derive(Debug, Default)]
+struct Containers {
+    slots: HashMap<String, Slot>,
+    /// Shutdown was asked for while there were containers.
+    shutdown: bool,
+}
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+    containers: Arc<Mutex<Containers>>,
+    shutdown: Arc<Notify>,
+}
+
+impl Service {
+    /// A service without containers.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, containers: Arc::default(), shutdown: Arc::default() }
+    }
+
+    /// Comes back once containerd wants the shim to end and no container is left.
+    pub async fn finished(&self) {
+        self.shutdown.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Containers> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str, exec_id: &str) -> Result<Container, TaskError> {
+        match self.lock().slots.get(id) {
+            None => Err(TaskError::NotFound(format!("container {id} not created"))),
+            Some(Slot::Creating) => Err(TaskError::Unavailable(format!(
+                "container {id} is being created; try again"
+            ))),
+            Some(Slot::Ready(_)) if !exec_id.is_empty() => Err(TaskError::NotFound(format!(
+                "process does not exist: {exec_id} of container {id}"
+            ))),
+            Some(Slot::Ready(container)) => Ok(container.clone()),
+        }
+    }
+
+    fn remove(&self, id: &str) {
+        let mut containers = self.lock();
+        containers.slots.remove(id);
+        if containers.shutdown && containers.slots.is_empty() {
+            self.shutdown.notify_one();
+        }
+    }
+
+    async fn create_container(&self, request: api::CreateTaskRequest) -> Result<u32, TaskError> {
+        check_id(&request.id)?;
+        {
+            let mut containers = self.lock();
+            if containers.slots.contains_key(&request.id) {
+                return Err(TaskError::AlreadyExists(format!("container {} exists already", request.id)));
+            }
+            containers.slots.insert(request.id.clone(), Slot::Creating);
+            // A new container takes an earlier Shutdown back.
+            containers.shutdown = false;
+        }
+        let id = request.id.clone();
+        match self.build(request).await {
+            Ok((container, pid)) => {
+                self.lock().slots.insert(id, Slot::Ready(container));
+                Ok(pid)
+            }
+            Err(error) => {
+                self.remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a container, or takes back everything it made.
+    async fn build(&self, request: api::CreateTaskRequest) -> Result<(Container, u32), TaskError> {
+        let shared = Arc::clone(&self.shared);
+        let options = create_options(request.options.as_ref())?;
+        let mounts = request.rootfs.clone();
+        let (bundle, id) = (PathBuf::from(&request.bundle), request.id.clone());
+        let checkpoint = (!request.checkpoint.is_empty()).then(|| PathBuf::from(&request.checkpoint));
+        let paths = Paths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+        };
+        let context =
+            blocking(move || prepare(shared, id, bundle, checkpoint, paths, &mounts)).await?;
+        let context = Arc::new(context);
+
+        // From here on there is something to take back.
+        match self.launch(&context, options.no_pivot_root).await {
+            Ok(container) => {
+                let pid = container.state().await?.pid.map_or(0, raw);
+                events::create(&*self.shared.events, &request, pid);
+                Ok((container, pid))
+            }
+            Err(error) => {
+                let cleanup = blocking(move || {
+                    let restored = context.checkpoint.is_some();
+                    let engine = context.shared.engine.as_ref();
+                    context.record.remove_all(&context.state_dir(), engine, restored)
+                });
+                if let Err(left) = cleanup.await {
+                    tracing::error!(error = %left, "a failed create left something behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch(
+        &self,
+        context: &Arc<Context>,
+        no_pivot: bool,
+    ) -> Result<Container, TaskError> {
+        let (stdio, ends) = Stdio::open(&context.paths, spec::user(&context.spec))?;
+        if context.checkpoint.is_some() {
+            return Container::adopt(Arc::clone(context), stdio, ends, None);
+        }
+        let hold = self.shared.reaper.hold();
+        let maker = Arc::clone(context);
+        let (pid, hold) = blocking(move || {
+            let engine = &maker.shared.engine;
+            Ok((engine.create(&maker.target(), ends, no_pivot).map_err(from_engine)?, hold))
+        })
+        .await?;
+        let container =
+            Container::adopt(Arc::clone(context), stdio, [const { None }; 3], Some(pid));
+        drop(hold);
+        container
+    }
+}
+
+/// What is done before anything runs. Takes back what it did when it fails.
+fn prepare(
+    shared: Arc<Shared>,
+    id: String,
+    bundle: PathBuf,
+    checkpoint: Option<PathBuf>,
+    paths: Paths,
+    mounts: &[api::Mount],
+) -> Result<Context, TaskError> {
+    let spec = spec::load(&bundle).map_err(from_spec)?;
+    if spec::terminal(&spec) {
+        return Err(TaskError::Unimplemented(
+            "terminals are not implemented by cryo yet: run the container without one".to_owned(),
+        ));
+    }
+    let group = std::fs::read(bundle.join("config.json"))
+        .map_err(|e| TaskError::io("cannot read config.json", &e))
+        .and_then(|json| {
+            bootstrap::group_of(&json, &id).map_err(|e| TaskError::InvalidArgument(e.to_string()))
+        })?;
+    let cgroup_path = spec::cgroup_path(&spec).map_err(from_spec)?;
+    let cgroups = Cgroups::at(&cgroup_path).map_err(internal)?;
+    let record = Record {
+        id: id.clone(),
+        group,
+        bundle,
+        cgroup_path,
+    };
+    let state = state_dir(&shared.state_root, &shared.namespace, &id);
+    if Record::load(&state).is_ok_and(|r| r.is_some()) {
+        return Err(TaskError::AlreadyExists(format!(
+            "container {id} has state in {} already: another shim runs it, or died; `delete` it",
+            state.display()
+        )));
+    }
+    let undo = |error| {
+        let _ = rootfs::unmount(&record.rootfs());
+        let _ = std::fs::remove_dir_all(&state);
+        error
+    };
+    record
+        .save(&state)
+        .map_err(|e| undo(TaskError::io(format_args!("cannot write {}", state.display()), &e)))?;
+    bootstrap::write_shim_binary_path(&record.bundle)
+        .map_err(|e| undo(TaskError::Internal(e.to_string())))?;
+    rootfs::mount(mounts, &record.rootfs()).map_err(undo)?;
+    Ok(Context { shared, record, spec, cgroups, paths, checkpoint })
+}
+
+/// Ids become parts of paths.
+fn check_id(id: &str) -> Result<(), TaskError> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '+');
+    if id.is_empty() || id.len() > 255 || id == "." || id == ".." || !id.chars().all(fine) {
+        return Err(TaskError::InvalidArgument(format!(
+            "container id {id:?} is not usable: letters, digits and _.+- are allowed, 255 at most"
+        )));
+    }
+    Ok(())
+}
+
+fn is_type(any: &Any, name: &str) -> bool {
+    any.type_url.rsplit('/').next() == Some(name)
+}
+
+fn create_options(options: Option<&Any>) -> Result<oci::Options, TaskError> {
+    match options {
+        Some(any) if is_type(any, "containerd.runc.v1.Options") => {
+            oci::Options::parse_from_bytes(&any.value).map_err(|e| {
+                TaskError::InvalidArgument(format!("the runtime options cannot be decoded: {e}"))
+            })
+        }
+        // Other types carry nothing that cryo knows yet.
+        _ => Ok(oci::Options::default()),
+    }
+}
+
+fn checkpoint_request(
+    request: &api::CheckpointTaskRequest,
+    timeout_nano: i64,
+) -> Result<CheckpointRequest, TaskError> {
+    let options = match request.options.as_ref() {
+        None => oci::CheckpointOptions::default(),
+        Some(any) if is_type(any, "containerd.runc.v1.CheckpointOptions") => {
+            oci::CheckpointOptions::parse_from_bytes(&any.value).map_err(|e| {
+                TaskError::InvalidArgument(format!("the checkpoint options cannot be decoded: {e}"))
+            })?
+        }
+        Some(any) => {
+            return Err(TaskError::InvalidArgument(format!(
+                "checkpoint options of type {} are not known: send containerd.runc.v1.CheckpointOptions or none",
+                any.type_url
+            )));
+        }
+    };
+    let images = [&request.path, &options.image_path]
+        .into_iter()
+        .find(|p| !p.is_empty())
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute())
+        .ok_or_else(|| {
+            TaskError::InvalidArgument("a checkpoint needs an absolute image path".to_owned())
+        })?;
+    Ok(CheckpointRequest {
+        images,
+        work: (!options.work_path.is_empty()).then(|| PathBuf::from(&options.work_path)),
+        exit: options.exit,
+        open_tcp: options.open_tcp,
+        external_unix_sockets: options.external_unix_sockets,
+        terminal: options.terminal,
+        file_locks: options.file_locks,
+        empty_namespaces: options.empty_namespaces,
+        deadline: u64::try_from(timeout_nano)
+            .ok()
+            .filter(|n| *n > 0)
+            .map(|n| Instant::now() + Duration::from_nanos(n)),
+    })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
+) -> Result<T, TaskError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(internal(e)))
+}
+
+#[async_trait::async_trait]
+impl Task for Service {
+    async fn state(&self, _: &TtrpcContext, req: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
+        let service = self.clone();
+        guarded("State", async move {
+            let container = service.find(&req.id, &req.exec_id)?;
+            let snapshot = container.state().await?;
+            let mut answer = api::StateResponse::new();
+            answer.id = req.id;
+            answer.bundle = path_text(&container.context().record.bundle);
+            answer.pid = snapshot.pid.map_or(0, raw);
+            answer.stdin = container.context().paths.stdin.clone();
+            answer.stdout = container.context().paths.stdout.clone();
+            answer.stderr = container.context().paths.stderr.clone();
+            answer.status = EnumOrUnknown::new(match snapshot.phase {
+                _ if snapshot.pausing => api::Status::PAUSING,
+                Phase::Prepared | Phase::Created => api::Status::CREATED,
+                Phase::Running => api::Status::RUNNING,
+                Phase::Paused => api::Status::PAUSED,
+                Phase::Stopped(_) => api::Status::STOPPED,
+            });
+            if let Phase::Stopped(exit) = snapshot.phase {
+                answer.exit_status = exit.status;
+                answer.exited_at = Some(timestamp(exit.at)).into();
+            }
+            Ok::<_, TaskError>(answer)
+        })
+        .await
+    }
+
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        req: api::CreateTaskRequest,
+    ) -> ttrpc::Result<api::CreateTaskResponse> {
+        let service = self.clone();
+        guarded("Create", async move {
+            let mut answer = api::CreateTaskResponse::new();
+            answer.pid = service.create_container(req).await?;
+            Ok::<_, TaskError>(answer)
+        })
+        .await
+    }
+
+    async fn start(&self, _: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
+        let service = self.clone();
+        guarded("Start", async move {
+            let mut answer = api::StartResponse::new();
+            answer.pid = raw(service.find(&req.id, &req.exec_id)?.start().await?);
+            Ok::<_, TaskError>(answer)
+        })
+        .await
+    }
+
+    async fn delete(&self, _: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
+        let service = self.clone();
+        guarded("Delete", async move {
+            let container = service.find(&req.id, &req.exec_id)?;
+            let pid = container.state().await?.pid.map_or(0, raw);
+            let exit = container.delete().await?;
+            service.remove(&req.id);
+            let mut answer = api::DeleteResponse::new();
+            answer.pid = pid;
+            answer.exit_status = exit.status;
+            answer.exited_at = Some(timestamp(exit.at)).into();
+            Ok::<_, TaskError>(answer)
+        })
+        .await
+    }
+
+    async fn pids(&self, _: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
+        let service = self.clone();
+        guarded("Pids", async move {
+            let pids = service.find(&req.id, "")?.pids().await?;
+            let mut answer = api::PidsResponse::new();
+            answer.processes = pids
+                .into_iter()
+                .map(|pid| {
+                    let mut process = api::ProcessInfo::new();
+                    process.pid = pid;
+                    process
+                })
+                .collect();
+            Ok::<_, TaskError>(answer)
+        })
+        .await
+    }
+
+    async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<Empty> {
+        let service = self.clone();
+        guarded("Pause", async move {
+            service.find(&req.id, "")?.pause().await?;
+            Ok::<_, TaskError>(Empty::new())
+        })
+        .await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<Empty> {
+        let service = self.clone();
+        guarded("Resume", async move {
+            service.find(&req.id, "")?.resume().await?;
+            Ok::<_, TaskError>(Empty::new())
+        })
+        .await
+    }
+
+    async fn checkpoint(&self, ctx: &TtrpcContext, req: api::CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        let service = self.clone();
+        let timeout_nano = ctx.timeout_nano;
+        guarded("Checkpoint", async move {
+            let request = checkpoint_request(&req, timeout_nano)?;
+            service.find(&req.id, "")?.checkpoint(request).await?;
+            Ok::<_, TaskError>(Empty::new())
+        })
+        .await
+    }
+
+    async fn kill(&self, _: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<Empty> {
+        let service = self.clone();
+        guarded("Kill", async move {
+            let signal = i32::try_from(req.signal).map_err(|_| {
+                TaskError::InvalidArgument(format!("there is no signal {}", req.signal))
+            })?;
+            service.find(&req.id, &req.exec_id)?.kill(signal, req.all).await?;
+            Ok::<_, TaskError>(Empty::new())
+        })
+        .await
+    }
+
+    async fn exec(&self, _: &TtrpcContext, _: api::ExecProcessRequest) -> ttrpc::Result<Empty> {
+        unimplemented("Exec")
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, _: api::ResizePtyRequest) -> ttrpc::Result<Empty> {
+        unimplemented("ResizePty")
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<Empty> {
+        let service = self.clone();
+        guarded("CloseIO", async move {
+            let container = service.find(&req.id, &req.exec_id)?;
+            if req.stdin {
+                container.close_stdin().await?;
+            }
+            Ok::<_, TaskError>(Empty::new())
+        })
+        .await
+    }
+
+    async fn update(&self, _: &TtrpcContext, _: api::UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        unimplemented("Update")
+    }
+
+    async fn wait(&self, _: &TtrpcContext, req: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
+        // Not guarded: it changes nothing, and ends when its client goes.
+        let container = self.find(&req.id, &req.exec_id)?;
+        let exit = container.wait().await?;
+        let mut answer = api::WaitResponse::new();
+        answer.exit_status = exit.status;
+        answer.exited_at = Some(timestamp(exit.at)).into();
+        Ok(answer)
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        unimplemented("Stats")
+    }
+
+    async fn connect(&self, _: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {
+        let service = self.clone();
+        guarded("Connect", async move {
+            let mut answer = api::ConnectResponse::new();
+            answer.version = env!("CARGO_PKG_VERSION").to_owned();
+            answer.shim_pid = std::process::id();
+            // Never fails: containerd would take the shim for dead.
+            if let Ok(container) = service.find(&req.id, "")
+                && let Ok(snapshot) = container.state().await
+            {
+                answer.task_pid = snapshot.pid.map_or(0, raw);
+            }
+            Ok::<_, TaskError>(answer)
+        })
+        .await
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: api::ShutdownRequest) -> ttrpc::Result<Empty> {
+        let mut containers = self.lock();
+        containers.shutdown = true;
+        if containers.slots.is_empty() {
+            self.shutdown.notify_one();
+        }
+        Ok(Empty::new())
+    }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_cannot_climb() {
+        for id in ["", ".", "..", "a/b", "a\0", "ä", "a b"] {
+            assert!(matches!(check_id(id), Err(TaskError::InvalidArgument(_))), "{id:?}");
+        }
+        check_id("k8s_pause-1.2+x").unwrap();
+        check_id(&"a".repeat(255)).unwrap();
+        check_id(&"a".repeat(256)).unwrap_err();
+    }
+
+    fn request(path: &str, options: Option<oci::CheckpointOptions>) -> api::CheckpointTaskRequest {
+        let mut request = api::CheckpointTaskRequest::new();
+        request.path = path.to_owned();
+        request.options = options
+            .map(|o| {
+                let mut any = Any::new();
+                any.type_url = "containerd.runc.v1.CheckpointOptions".to_owned();
+                any.value = o.write_to_bytes().unwrap();
+                any
+            })
+            .into();
+        request
+    }
+
+    #[test]
+    fn no_options_leave_the_container_running() {
+        let parsed = checkpoint_request(&request("/images", None), 0).unwrap();
+        assert_eq!(parsed.images, Path::new("/images"));
+        assert!(!parsed.exit && parsed.work.is_none() && parsed.deadline.is_none());
+    }
+
+    #[test]
+    fn options_are_carried_over() {
+        let mut options = oci::CheckpointOptions::new();
+        options.exit = true;
+        options.image_path = "/other".to_owned();
+        options.work_path = "/work".to_owned();
+        let parsed = checkpoint_request(&request("", Some(options)), 1_000).unwrap();
+        assert_eq!(parsed.images, Path::new("/other"));
+        assert_eq!(parsed.work.as_deref(), Some(Path::new("/work")));
+        assert!(parsed.exit && parsed.deadline.is_some());
+    }
+
+    #[test]
+    fn a_checkpoint_without_a_place_or_with_strange_options_is_refused() {
+        for bad in [request("", None), request("relative", None)] {
+            assert!(matches!(checkpoint_request(&bad, 0), Err(TaskError::InvalidArgument(_))));
+        }
+        let mut strange = request("/images", Some(oci::CheckpointOptions::new()));
+        if let Some(any) = strange.options.as_mut() {
+            any.type_url = "x.y.Z".to_owned();
+        }
+        let error = checkpoint_request(&strange, 0).unwrap_err();
+        assert!(error.to_string().contains("x.y.Z"), "{error}");
+    }
+}

@@ -1,0 +1,238 @@
+//! Processes: fork, signals, exits, and the sealed copy of our own executable.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+
+/// Which side of a [`fork`] this is.
+#[derive(Debug)]
+pub enum Fork {
+    /// The new process. It has to end with [`exit_now`].
+    Child,
+    /// The process that called, with the new one's id.
+    Parent(Pid),
+}
+
+/// Forks this process.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::Unsupported`] in a process with more than one thread: the
+/// child would own locks that nobody releases. Else what fork(2) says.
+pub fn fork() -> io::Result<Fork> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("fork needs a process with one thread, this one has {threads}"),
+        ));
+    }
+    // SAFETY: the process has a single thread (checked above, and only that
+    // thread could make another), so the child is a complete copy: no lock is
+    // held and no memory is in the middle of a change by somebody else.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Pid::from_raw(pid)
+            .map(Fork::Parent)
+            .ok_or_else(|| io::Error::other("fork answered with an impossible process id")),
+    }
+}
+
+/// Ends the process at once: no destructors, no exit handlers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) takes any integer and touches no memory of ours.
+    unsafe { libc::_exit(code) }
+}
+
+/// How a process ended, as containerd wants it: the exit code, or 128 plus the
+/// number of the signal that ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitCode(pub u32);
+
+/// Reaps the child behind `pidfd` if it has ended; `None` while it runs.
+///
+/// # Errors
+///
+/// `ECHILD` when the process is not a child of the caller or is reaped already.
+pub fn try_wait(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitCode>> {
+    wait_with(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+}
+
+/// Waits for the child behind `pidfd` to end, and reaps it.
+///
+/// # Errors
+///
+/// As [`try_wait`].
+pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<ExitCode> {
+    wait_with(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?
+        .ok_or_else(|| io::Error::other("waitid answered without a status"))
+}
+
+/// Reaps one particular child that is known to have ended.
+///
+/// # Errors
+///
+/// As [`try_wait`].
+pub fn reap(pid: Pid) -> io::Result<Option<ExitCode>> {
+    wait_with(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+}
+
+/// The id of some child that has ended and is not reaped yet. It stays so.
+///
+/// # Errors
+///
+/// `ECHILD` when there are no children at all.
+pub fn peek_zombie() -> io::Result<Option<Pid>> {
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: `info` is large enough for what waitid(2) writes, and with
+    // WNOWAIT the call changes nothing else.
+    let rc = unsafe {
+        libc::waitid(
+            libc::P_ALL,
+            0,
+            info.as_mut_ptr(),
+            libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
+        )
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all zeroes are a valid siginfo_t, and waitid(2) leaves either
+    // that or a SIGCHLD record, whose si_pid is set.
+    let pid = unsafe { info.assume_init().si_pid() };
+    Ok(Pid::from_raw(pid))
+}
+
+fn wait_with(id: WaitId<'_>, options: WaitIdOptions) -> io::Result<Option<ExitCode>> {
+    let status = loop {
+        match rustix::process::waitid(id.clone(), options) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    Ok(status.map(|s| {
+        let code = s
+            .exit_status()
+            .or_else(|| s.terminating_signal().map(|n| 128 + n))
+            .unwrap_or(255);
+        ExitCode(u32::try_from(code).unwrap_or(255))
+    }))
+}
+
+/// A handle on a process that stays true when its id is used again.
+///
+/// # Errors
+///
+/// `ESRCH` when there is no such process.
+pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Sends a signal by number, real-time ones included.
+///
+/// # Errors
+///
+/// `ESRCH` when the process is gone, `EINVAL` when there is no such signal.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: pidfd_send_signal(2) takes a null siginfo and no flags; the fd
+    // is open for as long as it is borrowed.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A sealed copy of the running executable, to be executed as
+/// `/proc/self/fd/N`: a container that reaches `/proc/PID/exe` of a process
+/// started from it cannot write the file on the host (CVE-2019-5736's class).
+///
+/// # Errors
+///
+/// What memfd_create(2), reading the executable or sealing say.
+pub fn sealed_self_exe() -> io::Result<OwnedFd> {
+    let exe = File::open("/proc/self/exe")?;
+    let mem: File = rustix::fs::memfd_create(
+        "cryo",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?
+    .into();
+    io::copy(&mut &exe, &mut &mem)?;
+    rustix::fs::fcntl_add_seals(
+        mem.as_fd(),
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
+    Ok(mem.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::process::Command;
+
+    use super::*;
+
+    fn pidfd_of(child: &std::process::Child) -> OwnedFd {
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        pidfd_open(pid).unwrap()
+    }
+
+    #[test]
+    fn a_signal_becomes_128_plus_its_number() {
+        let child = Command::new("sleep").arg("60").spawn().unwrap();
+        let fd = pidfd_of(&child);
+        assert_eq!(try_wait(fd.as_fd()).unwrap(), None);
+        send_signal(fd.as_fd(), libc::SIGRTMIN() + 3).unwrap();
+        assert_eq!(wait(fd.as_fd()).unwrap(), ExitCode(128 + 37));
+        assert_eq!(
+            try_wait(fd.as_fd()).unwrap_err().raw_os_error(),
+            Some(libc::ECHILD)
+        );
+    }
+
+    #[test]
+    fn an_exit_code_is_itself() {
+        let child = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
+        let fd = pidfd_of(&child);
+        assert_eq!(wait(fd.as_fd()).unwrap(), ExitCode(3));
+    }
+
+    #[test]
+    fn signals_that_do_not_exist_are_refused() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let fd = pidfd_of(&child);
+        assert_eq!(
+            send_signal(fd.as_fd(), 4711).unwrap_err().raw_os_error(),
+            Some(libc::EINVAL)
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn fork_is_refused_beside_other_threads() {
+        // The test runner itself has threads.
+        let err = fork().unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn the_sealed_executable_cannot_be_written() {
+        let fd = sealed_self_exe().unwrap();
+        let mut file = File::from(fd);
+        assert!(file.metadata().unwrap().len() > 0);
+        assert_eq!(
+            file.write(b"x").unwrap_err().raw_os_error(),
+            Some(libc::EPERM)
+        );
+    }
+}

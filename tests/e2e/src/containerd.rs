@@ -1,0 +1,659 @@
+//! The part of containerd's API that the tests call, with only the fields they need.
+//! Field numbers: containerd/containerd `api/services/{tasks,snapshots,containers,events}/v1`,
+//! `api/types`, `api/events`, `api/types/runc/options`.
+#![allow(
+    missing_docs,
+    reason = "the messages are documented where they come from"
+)]
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use prost::Message;
+use tonic::{Status, Streaming};
+
+use crate::rpc::Client;
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Empty {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Timestamp {
+    #[prost(int64, tag = "1")]
+    pub seconds: i64,
+    #[prost(int32, tag = "2")]
+    pub nanos: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Any {
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Mount {
+    #[prost(string, tag = "1")]
+    pub kind: String,
+    #[prost(string, tag = "2")]
+    pub source: String,
+    #[prost(string, tag = "3")]
+    pub target: String,
+    #[prost(string, repeated, tag = "4")]
+    pub options: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Descriptor {
+    #[prost(string, tag = "1")]
+    pub media_type: String,
+    #[prost(string, tag = "2")]
+    pub digest: String,
+    #[prost(int64, tag = "3")]
+    pub size: i64,
+    #[prost(map = "string, string", tag = "5")]
+    pub annotations: HashMap<String, String>,
+}
+
+/// `containerd.runc.v1.Options`, what a restore from an image path needs of it.
+#[derive(Clone, PartialEq, Message)]
+pub struct RuncOptions {
+    #[prost(string, tag = "10")]
+    pub criu_image_path: String,
+    #[prost(string, tag = "11")]
+    pub criu_work_path: String,
+}
+
+impl RuncOptions {
+    pub fn any(&self) -> Any {
+        Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: self.encode_to_vec(),
+        }
+    }
+}
+
+/// `containerd.runc.v1.CheckpointOptions`.
+#[derive(Clone, PartialEq, Message)]
+pub struct CheckpointOptions {
+    #[prost(bool, tag = "1")]
+    pub exit: bool,
+    #[prost(bool, tag = "2")]
+    pub open_tcp: bool,
+    #[prost(bool, tag = "5")]
+    pub file_locks: bool,
+    #[prost(string, tag = "8")]
+    pub image_path: String,
+    #[prost(string, tag = "9")]
+    pub work_path: String,
+}
+
+impl CheckpointOptions {
+    pub fn any(&self) -> Any {
+        Any {
+            type_url: "containerd.runc.v1.CheckpointOptions".into(),
+            value: self.encode_to_vec(),
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct CreateTaskRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, repeated, tag = "3")]
+    pub rootfs: Vec<Mount>,
+    #[prost(string, tag = "4")]
+    pub stdin: String,
+    #[prost(string, tag = "5")]
+    pub stdout: String,
+    #[prost(string, tag = "6")]
+    pub stderr: String,
+    #[prost(bool, tag = "7")]
+    pub terminal: bool,
+    #[prost(message, optional, tag = "8")]
+    pub checkpoint: Option<Descriptor>,
+    #[prost(message, optional, tag = "9")]
+    pub options: Option<Any>,
+    #[prost(string, tag = "10")]
+    pub runtime_path: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct CreateTaskResponse {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+}
+
+/// `container_id` and `exec_id` are fields 1 and 2 of Start, Get, Wait and others.
+#[derive(Clone, PartialEq, Message)]
+pub struct ProcessRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct StartResponse {
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct DeleteResponse {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    #[prost(uint32, tag = "3")]
+    pub exit_status: u32,
+    #[prost(message, optional, tag = "4")]
+    pub exited_at: Option<Timestamp>,
+}
+
+/// containerd's task states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum State {
+    Unknown = 0,
+    Created = 1,
+    Running = 2,
+    Stopped = 3,
+    Paused = 4,
+    Pausing = 5,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Process {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub id: String,
+    #[prost(uint32, tag = "3")]
+    pub pid: u32,
+    #[prost(enumeration = "State", tag = "4")]
+    pub status: i32,
+    #[prost(string, tag = "5")]
+    pub stdin: String,
+    #[prost(string, tag = "6")]
+    pub stdout: String,
+    #[prost(string, tag = "7")]
+    pub stderr: String,
+    #[prost(bool, tag = "8")]
+    pub terminal: bool,
+    #[prost(uint32, tag = "9")]
+    pub exit_status: u32,
+    #[prost(message, optional, tag = "10")]
+    pub exited_at: Option<Timestamp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct GetResponse {
+    #[prost(message, optional, tag = "1")]
+    pub process: Option<Process>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ListTasksRequest {
+    #[prost(string, tag = "1")]
+    pub filter: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ListTasksResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub tasks: Vec<Process>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct KillRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
+    #[prost(uint32, tag = "3")]
+    pub signal: u32,
+    #[prost(bool, tag = "4")]
+    pub all: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ExecRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, optional, tag = "6")]
+    pub spec: Option<Any>,
+    #[prost(string, tag = "7")]
+    pub exec_id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ResizePtyRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(uint32, tag = "3")]
+    pub width: u32,
+    #[prost(uint32, tag = "4")]
+    pub height: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct UpdateRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub resources: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct MetricsRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub filters: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct CloseIoRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
+    #[prost(bool, tag = "3")]
+    pub stdin: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ProcessInfo {
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    #[prost(message, optional, tag = "2")]
+    pub info: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ListPidsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub processes: Vec<ProcessInfo>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct CheckpointTaskRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub parent_checkpoint: String,
+    #[prost(message, optional, tag = "3")]
+    pub options: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct CheckpointTaskResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub descriptors: Vec<Descriptor>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct WaitResponse {
+    #[prost(uint32, tag = "1")]
+    pub exit_status: u32,
+    #[prost(message, optional, tag = "2")]
+    pub exited_at: Option<Timestamp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct MountsRequest {
+    #[prost(string, tag = "1")]
+    pub snapshotter: String,
+    #[prost(string, tag = "2")]
+    pub key: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct MountsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub mounts: Vec<Mount>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct IdRequest {
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Container {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(string, tag = "3")]
+    pub image: String,
+    #[prost(string, tag = "6")]
+    pub snapshotter: String,
+    #[prost(string, tag = "7")]
+    pub snapshot_key: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerResponse {
+    #[prost(message, optional, tag = "1")]
+    pub container: Option<Container>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct SubscribeRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub filters: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Envelope {
+    #[prost(message, optional, tag = "1")]
+    pub timestamp: Option<Timestamp>,
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    #[prost(string, tag = "3")]
+    pub topic: String,
+    #[prost(message, optional, tag = "4")]
+    pub event: Option<Any>,
+}
+
+/// `TaskExit`; of the other task events only `container_id`, which is field 1 in each.
+#[derive(Clone, PartialEq, Message)]
+pub struct TaskExit {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub id: String,
+    #[prost(uint32, tag = "3")]
+    pub pid: u32,
+    #[prost(uint32, tag = "4")]
+    pub exit_status: u32,
+    #[prost(message, optional, tag = "5")]
+    pub exited_at: Option<Timestamp>,
+}
+
+/// The id alone, which every task event has as field 1.
+#[derive(Clone, PartialEq, Message)]
+pub struct TaskEvent {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+}
+
+/// containerd's API in one namespace.
+#[derive(Clone, Debug)]
+pub struct Api {
+    rpc: Client,
+}
+
+fn process(id: &str) -> ProcessRequest {
+    ProcessRequest {
+        container_id: id.into(),
+        exec_id: String::new(),
+    }
+}
+
+/// Unary calls, each answering with the server's status as the error.
+impl Api {
+    pub fn new(rpc: Client) -> Self {
+        Self { rpc }
+    }
+
+    pub async fn create(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse, Status> {
+        self.rpc
+            .call("/containerd.services.tasks.v1.Tasks/Create", request)
+            .await
+    }
+
+    pub async fn start(&self, id: &str) -> Result<u32, Status> {
+        let answer: StartResponse = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Start", process(id))
+            .await?;
+        Ok(answer.pid)
+    }
+
+    pub async fn start_exec(&self, id: &str, exec_id: &str) -> Result<u32, Status> {
+        let request = ProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+        };
+        let answer: StartResponse = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Start", request)
+            .await?;
+        Ok(answer.pid)
+    }
+
+    pub async fn delete(&self, id: &str) -> Result<DeleteResponse, Status> {
+        self.rpc
+            .call("/containerd.services.tasks.v1.Tasks/Delete", process(id))
+            .await
+    }
+
+    pub async fn get(&self, id: &str) -> Result<Process, Status> {
+        let answer: GetResponse = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Get", process(id))
+            .await?;
+        answer
+            .process
+            .ok_or_else(|| Status::internal("Get answered without a process"))
+    }
+
+    pub async fn list(&self) -> Result<Vec<Process>, Status> {
+        let answer: ListTasksResponse = self
+            .rpc
+            .call(
+                "/containerd.services.tasks.v1.Tasks/List",
+                ListTasksRequest::default(),
+            )
+            .await?;
+        Ok(answer.tasks)
+    }
+
+    pub async fn state(&self, id: &str) -> Result<State, Status> {
+        Ok(self.get(id).await?.status())
+    }
+
+    pub async fn kill(&self, id: &str, signal: u32) -> Result<(), Status> {
+        let request = KillRequest {
+            container_id: id.into(),
+            signal,
+            ..Default::default()
+        };
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Kill", request)
+            .await?;
+        Ok(())
+    }
+
+    pub async fn wait(&self, id: &str) -> Result<u32, Status> {
+        let answer: WaitResponse = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Wait", process(id))
+            .await?;
+        Ok(answer.exit_status)
+    }
+
+    pub async fn pause(&self, id: &str) -> Result<(), Status> {
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Pause", process(id))
+            .await?;
+        Ok(())
+    }
+
+    pub async fn resume(&self, id: &str) -> Result<(), Status> {
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Resume", process(id))
+            .await?;
+        Ok(())
+    }
+
+    pub async fn pids(&self, id: &str) -> Result<Vec<u32>, Status> {
+        let answer: ListPidsResponse = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/ListPids", process(id))
+            .await?;
+        Ok(answer.processes.iter().map(|p| p.pid).collect())
+    }
+
+    pub async fn exec(&self, request: ExecRequest) -> Result<(), Status> {
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Exec", request)
+            .await?;
+        Ok(())
+    }
+
+    pub async fn resize_pty(&self, id: &str) -> Result<(), Status> {
+        let request = ResizePtyRequest {
+            container_id: id.into(),
+            width: 80,
+            height: 25,
+        };
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/ResizePty", request)
+            .await?;
+        Ok(())
+    }
+
+    pub async fn update(&self, id: &str) -> Result<(), Status> {
+        let request = UpdateRequest {
+            container_id: id.into(),
+            resources: Some(Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+                value: br#"{"memory":{"limit":268435456}}"#.to_vec(),
+            }),
+        };
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Update", request)
+            .await?;
+        Ok(())
+    }
+
+    pub async fn close_stdin(&self, id: &str) -> Result<(), Status> {
+        let request = CloseIoRequest {
+            container_id: id.into(),
+            exec_id: String::new(),
+            stdin: true,
+        };
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/CloseIO", request)
+            .await?;
+        Ok(())
+    }
+
+    /// Tasks.Checkpoint as a plain API client calls it: the shim sees the container in
+    /// the state it is in (only containerd's Go client pauses it first).
+    pub async fn checkpoint(
+        &self,
+        id: &str,
+        options: CheckpointOptions,
+    ) -> Result<CheckpointTaskResponse, Status> {
+        self.checkpoint_within(id, options, Duration::from_secs(40))
+            .await
+    }
+
+    pub async fn checkpoint_within(
+        &self,
+        id: &str,
+        options: CheckpointOptions,
+        deadline: Duration,
+    ) -> Result<CheckpointTaskResponse, Status> {
+        let request = CheckpointTaskRequest {
+            container_id: id.into(),
+            parent_checkpoint: String::new(),
+            options: Some(options.any()),
+        };
+        self.rpc
+            .call_within(
+                "/containerd.services.tasks.v1.Tasks/Checkpoint",
+                request,
+                deadline,
+            )
+            .await
+    }
+
+    pub async fn mounts(&self, snapshotter: &str, key: &str) -> Result<Vec<Mount>, Status> {
+        let request = MountsRequest {
+            snapshotter: snapshotter.into(),
+            key: key.into(),
+        };
+        let answer: MountsResponse = self
+            .rpc
+            .call(
+                "/containerd.services.snapshots.v1.Snapshots/Mounts",
+                request,
+            )
+            .await?;
+        Ok(answer.mounts)
+    }
+
+    pub async fn remove_snapshot(&self, snapshotter: &str, key: &str) -> Result<(), Status> {
+        let request = MountsRequest {
+            snapshotter: snapshotter.into(),
+            key: key.into(),
+        };
+        let _: Empty = self
+            .rpc
+            .call(
+                "/containerd.services.snapshots.v1.Snapshots/Remove",
+                request,
+            )
+            .await?;
+        Ok(())
+    }
+
+    pub async fn container(&self, id: &str) -> Result<Container, Status> {
+        let answer: ContainerResponse = self
+            .rpc
+            .call(
+                "/containerd.services.containers.v1.Containers/Get",
+                IdRequest { id: id.into() },
+            )
+            .await?;
+        answer
+            .container
+            .ok_or_else(|| Status::internal("Get answered without a container"))
+    }
+
+    pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
+        let _: Empty = self
+            .rpc
+            .call(
+                "/containerd.services.containers.v1.Containers/Delete",
+                IdRequest { id: id.into() },
+            )
+            .await?;
+        Ok(())
+    }
+
+    pub async fn remove_image(&self, name: &str) -> Result<(), Status> {
+        let _: Empty = self
+            .rpc
+            .call(
+                "/containerd.services.images.v1.Images/Delete",
+                IdRequest { id: name.into() },
+            )
+            .await?;
+        Ok(())
+    }
+
+    pub async fn subscribe(&self, filters: Vec<String>) -> Result<Streaming<Envelope>, Status> {
+        self.rpc
+            .stream(
+                "/containerd.services.events.v1.Events/Subscribe",
+                SubscribeRequest { filters },
+            )
+            .await
+    }
+}

@@ -1,0 +1,500 @@
+//! Bad input and failure: a code, a sentence, the container as it was, nothing left.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use cryo_e2e::containerd::{CheckpointOptions, State};
+use cryo_e2e::context::{Container, Context, Output};
+use cryo_e2e::lab::Node;
+use cryo_e2e::workload::{BUSYBOX, COUNTER, PYTHON, consecutive, goes_on, heap, numbers};
+use tonic::{Code, Status};
+
+use crate::checkpoint::{flat_names, is_checkpoint};
+
+/// Checks that a call was refused with one of these codes.
+pub(crate) fn refused<T>(
+    answer: Result<T, Status>,
+    wanted: &[Code],
+    what: &str,
+) -> anyhow::Result<()> {
+    match answer {
+        Ok(_) => bail!("{what} was not refused"),
+        Err(status) if wanted.contains(&status.code()) => Ok(()),
+        Err(status) => bail!("{what}: {status:?}, wanted {wanted:?}"),
+    }
+}
+
+/// Checks that a call failed with a code that says something, and with a sentence that
+/// names every one of `words`. The Go shim is let off with any error.
+fn explained<T>(
+    cx: &Context,
+    answer: Result<T, Status>,
+    codes: &[Code],
+    words: &[&str],
+) -> anyhow::Result<()> {
+    let Err(status) = answer else {
+        bail!("succeeded where it had to fail");
+    };
+    if cx.differs("the Go shim answers Unknown with runc's last log line, for every cause") {
+        return Ok(());
+    }
+    ensure!(
+        codes.contains(&status.code()),
+        "code {:?}, wanted one of {codes:?}: {}",
+        status.code(),
+        status.message()
+    );
+    let text = status.message().to_lowercase();
+    for word in words {
+        ensure!(
+            text.contains(&word.to_lowercase()),
+            "{word:?} is not in the message: {}",
+            status.message()
+        );
+    }
+    for nonsense in ["errno 0", "rlimit"] {
+        ensure!(!text.contains(nonsense), "{nonsense:?} in: {text}");
+    }
+    Ok(())
+}
+
+/// Checks that the container runs, is not frozen and goes on counting without a gap.
+async fn unharmed(container: &Container, output: &Output) -> anyhow::Result<()> {
+    container.expect(State::Running).await?;
+    let pid = container.api.get(&container.id).await?.pid;
+    ensure!(!container.node.frozen(pid)?, "left frozen");
+    consecutive(&output.count_on(3).await?).context("after the failure")
+}
+
+async fn checkpoint(container: &Container, image: &str) -> Result<(), Status> {
+    let options = CheckpointOptions {
+        image_path: image.into(),
+        ..Default::default()
+    };
+    container
+        .api
+        .checkpoint(&container.id, options)
+        .await
+        .map(|_| ())
+}
+
+pub(crate) async fn checkpoint_of_a_created_task_is_refused(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let container = cx.container(node, BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    let output = container.create().await?;
+    let image = cx.folder(node, "image")?;
+    let answer = checkpoint(&container, &image).await;
+    if cx.differs("runc checkpoints a created container, its init included") {
+        return Ok(());
+    }
+    explained(&cx, answer, &[Code::FailedPrecondition], &["created"])?;
+    ensure!(
+        flat_names(&node.host(&image))?.is_empty(),
+        "files were left"
+    );
+    container.expect(State::Created).await?;
+    container.start().await?;
+    output.count_to(2).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn checkpoint_of_a_stopped_task_is_refused(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, _output) = cx.shell(node, "exit 2").await?;
+    container.api.wait(&container.id).await?;
+    let image = cx.folder(node, "image")?;
+    let answer = checkpoint(&container, &image).await;
+    explained(
+        &cx,
+        answer,
+        &[Code::FailedPrecondition, Code::NotFound],
+        &["stopped"],
+    )?;
+    container.expect(State::Stopped).await?;
+    let code = container.finish().await?;
+    ensure!(code == 2, "exit code {code}");
+    Ok(())
+}
+
+/// A counter's checkpoint, and the container that is gone.
+async fn frozen(cx: &Context, node: &Node) -> anyhow::Result<(Container, String, Vec<u64>)> {
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(3).await?;
+    let image = cx.folder(node, "image")?;
+    container.checkpoint(&image, true).await?;
+    container.finish().await?;
+    let counted = numbers(&output.complete().await?);
+    is_checkpoint(node, &image)?;
+    Ok((container, image, counted))
+}
+
+/// Creates from `image` and starts, which has to fail at one of the two; nothing may be
+/// left, and a restore from `good` has to work afterwards.
+async fn does_not_restore(
+    cx: &Context,
+    container: &Container,
+    image: &str,
+    codes: &[Code],
+    words: &[&str],
+) -> anyhow::Result<()> {
+    let request = container.create_request(Some(image)).await?;
+    let created = container.api.create(request).await;
+    let answer = match created {
+        Ok(_) => container.api.start(&container.id).await.map(|_| ()),
+        Err(status) => Err(status),
+    };
+    explained(cx, answer, codes, words)?;
+    // containerd's service does not delete a task whose start failed; its clients do.
+    container.api.delete(&container.id).await.ok();
+    refused(
+        container.api.get(&container.id).await,
+        &[Code::NotFound],
+        "the task of the failed restore",
+    )?;
+    ensure!(
+        !container.node.host(&container.bundle()).exists(),
+        "the bundle is still there"
+    );
+    Ok(())
+}
+
+async fn restores(container: &Container, image: &str, before: &[u64]) -> anyhow::Result<()> {
+    let output = container.create_from(Some(image)).await?;
+    container.start().await?;
+    goes_on(before, &output.count_to(3).await?)?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+const BAD_IMAGE: &[Code] = &[
+    Code::InvalidArgument,
+    Code::NotFound,
+    Code::FailedPrecondition,
+    Code::DataLoss,
+];
+
+pub(crate) async fn restore_from_a_missing_folder(cx: Context) -> anyhow::Result<()> {
+    let container = cx
+        .container(cx.a()?, BUSYBOX, &["sh", "-c", COUNTER])
+        .await?;
+    let missing = "/var/tmp/cryo-e2e/there-is-no-such-folder";
+    does_not_restore(&cx, &container, missing, BAD_IMAGE, &[missing]).await
+}
+
+pub(crate) async fn restore_from_an_empty_folder(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let container = cx.container(node, BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    let empty = cx.folder(node, "empty")?;
+    does_not_restore(&cx, &container, &empty, BAD_IMAGE, &["inventory.img"]).await
+}
+
+pub(crate) async fn restore_from_a_truncated_inventory(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, image, before) = frozen(&cx, node).await?;
+    let inventory = node.host(&image).join("inventory.img");
+    let whole = std::fs::read(&inventory)?;
+    std::fs::write(&inventory, whole.get(..9).unwrap_or_default())?;
+    does_not_restore(&cx, &container, &image, BAD_IMAGE, &["inventory"]).await?;
+    std::fs::write(&inventory, &whole)?;
+    restores(&container, &image, &before).await
+}
+
+pub(crate) async fn restore_without_the_pages(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, image, before) = frozen(&cx, node).await?;
+    let folder = node.host(&image);
+    let mut pages = Vec::new();
+    for name in flat_names(&folder)? {
+        if name.starts_with("pages-") {
+            pages.push((folder.join(&name), std::fs::read(folder.join(&name))?));
+            std::fs::remove_file(folder.join(&name))?;
+        }
+    }
+    ensure!(!pages.is_empty(), "the checkpoint has no pages");
+    does_not_restore(&cx, &container, &image, BAD_IMAGE, &["pages"]).await?;
+    for (path, bytes) in pages {
+        std::fs::write(path, bytes)?;
+    }
+    restores(&container, &image, &before).await
+}
+
+pub(crate) async fn disk_full_during_a_dump(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(3).await?;
+    let image = format!("{}/image", cx.small_disk(node, "64k").await?);
+    let answer = checkpoint(&container, &image).await;
+    explained(
+        &cx,
+        answer,
+        &[Code::ResourceExhausted],
+        &["no space left", &image],
+    )?;
+    unharmed(&container, &output).await?;
+    if !cx.differs("runc leaves what it had written on the full disk") {
+        let left = flat_names(&node.host(&image)).unwrap_or_default();
+        ensure!(left.is_empty(), "left on the full disk: {left:?}");
+    }
+    // And with room it works.
+    let image = cx.folder(node, "image")?;
+    container.checkpoint(&image, false).await?;
+    is_checkpoint(node, &image)?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn image_folder_that_cannot_be_made(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let file = format!("{}/file", cx.folder(node, "image")?);
+    std::fs::write(node.host(&file), "in the way")?;
+    let image = format!("{file}/below");
+    let answer = checkpoint(&container, &image).await;
+    explained(
+        &cx,
+        answer,
+        &[Code::InvalidArgument, Code::FailedPrecondition],
+        &[&image],
+    )?;
+    unharmed(&container, &output).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// A python process with this much memory, running.
+async fn large(cx: &Context, node: &Node, mib: usize) -> anyhow::Result<(Container, Output)> {
+    let program = heap(mib);
+    let container = cx
+        .container(node, PYTHON, &["python3", "-c", &program])
+        .await?;
+    let output = container.create().await?;
+    container.start().await?;
+    output.count_to(2).await?;
+    Ok((container, output))
+}
+
+pub(crate) async fn a_deadline_does_not_leave_the_container_frozen(
+    cx: Context,
+) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = large(&cx, node, 400).await?;
+    // As containerd's client does it: pause, checkpoint, resume, all under one deadline.
+    let image = cx.folder(node, "image")?;
+    container.api.pause(&container.id).await?;
+    let answer = container
+        .api
+        .checkpoint_within(
+            &container.id,
+            CheckpointOptions {
+                image_path: image.clone(),
+                ..Default::default()
+            },
+            Duration::from_millis(100),
+        )
+        .await;
+    refused(
+        answer,
+        &[Code::DeadlineExceeded, Code::Cancelled],
+        "a dump of 400 MiB in 100 ms",
+    )?;
+    // Whoever paused it has lost its deadline too: nobody resumes.
+    container.wait_for(State::Running).await?;
+    unharmed(&container, &output).await?;
+    ensure!(
+        !node.host(&image).join("inventory.img").exists(),
+        "a partial checkpoint was left"
+    );
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// The node's `/etc/cryo/config.toml` with another criu, until it is dropped.
+struct OtherCriu {
+    file: std::path::PathBuf,
+    before: Option<Vec<u8>>,
+}
+
+impl OtherCriu {
+    fn set(node: &Node, path: &str) -> anyhow::Result<Self> {
+        let file = node.host("/etc/cryo/config.toml");
+        let before = std::fs::read(&file).ok();
+        std::fs::create_dir_all(node.host("/etc/cryo"))?;
+        std::fs::write(&file, format!("[criu]\npath = \"{path}\"\n"))?;
+        Ok(Self { file, before })
+    }
+}
+
+impl Drop for OtherCriu {
+    fn drop(&mut self) {
+        match &self.before {
+            Some(bytes) => std::fs::write(&self.file, bytes).ok(),
+            None => std::fs::remove_file(&self.file).ok(),
+        };
+    }
+}
+
+pub(crate) async fn criu_missing(cx: Context) -> anyhow::Result<()> {
+    let path = "/opt/no-such/criu";
+    other_criu(&cx, path, &[path]).await
+}
+
+pub(crate) async fn criu_too_old(cx: Context) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let node = cx.a()?;
+    let path = format!("{}/criu", cx.folder(node, "old")?);
+    // The real one cannot be made older; this one only says that it is.
+    let script = "#!/bin/sh\ncase $* in *swrk*) exit 1;; esac\necho 'Version: 3.10'\n";
+    std::fs::write(node.host(&path), script)?;
+    std::fs::set_permissions(node.host(&path), std::fs::Permissions::from_mode(0o755))?;
+    other_criu(&cx, &path, &[&path]).await
+}
+
+async fn other_criu(cx: &Context, path: &str, words: &[&str]) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (old, good, before) = frozen(cx, node).await?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let image = cx.folder(node, "image")?;
+    {
+        let _other = OtherCriu::set(node, path)?;
+        let answer = checkpoint(&container, &image).await;
+        explained(cx, answer, &[Code::FailedPrecondition], words)?;
+        unharmed(&container, &output).await?;
+        does_not_restore(cx, &old, &good, &[Code::FailedPrecondition], words).await?;
+    }
+    container.checkpoint(&image, false).await?;
+    is_checkpoint(node, &image)?;
+    container.kill_and_delete().await?;
+    restores(&old, &good, &before).await
+}
+
+/// Kills the first process of the node called `criu` that appears, by SIGKILL; how many
+/// were killed.
+fn hunt(node: &Node, after: Duration) -> tokio::task::JoinHandle<usize> {
+    let node = node.clone();
+    tokio::task::spawn_blocking(move || {
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        while std::time::Instant::now() < end {
+            let found = node.processes("criu");
+            if !found.is_empty() {
+                std::thread::sleep(after);
+                let mut killed = 0;
+                for pid in node.processes("criu") {
+                    let pid = rustix::process::Pid::from_raw(pid.cast_signed());
+                    if let Some(pid) = pid
+                        && rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
+                    {
+                        killed += 1;
+                    }
+                }
+                return killed;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        0
+    })
+}
+
+pub(crate) async fn criu_killed_in_a_dump(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = large(&cx, node, 400).await?;
+    let image = cx.folder(node, "image")?;
+    let hunter = hunt(node, Duration::from_millis(100));
+    let answer = checkpoint(&container, &image).await;
+    let killed = hunter.await?;
+    ensure!(killed > 0, "no criu was seen: {answer:?}");
+    explained(
+        &cx,
+        answer,
+        &[Code::Internal, Code::Unavailable, Code::Aborted],
+        &["criu", "kill"],
+    )?;
+    if cx.differs("runc leaves the tasks that criu had seized and frozen as they are") {
+        return Ok(());
+    }
+    unharmed(&container, &output).await?;
+    let left = flat_names(&node.host(&image)).unwrap_or_default();
+    ensure!(left.is_empty(), "a partial checkpoint was left: {left:?}");
+    container.checkpoint(&image, false).await?;
+    is_checkpoint(node, &image)?;
+    unharmed(&container, &output).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn criu_killed_in_a_restore(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = large(&cx, node, 400).await?;
+    let image = cx.folder(node, "image")?;
+    container.checkpoint(&image, true).await?;
+    container.finish().await?;
+    let before = numbers(&output.complete().await?);
+
+    let request = container.create_request(Some(&image)).await?;
+    container.api.create(request).await?;
+    let hunter = hunt(node, Duration::from_millis(60));
+    let answer = container.api.start(&container.id).await;
+    let killed = hunter.await?;
+    ensure!(killed > 0, "no criu was seen: {answer:?}");
+    explained(
+        &cx,
+        answer,
+        &[Code::Internal, Code::Unavailable, Code::Aborted],
+        &["criu", "kill"],
+    )?;
+    container.api.delete(&container.id).await.ok();
+    refused(
+        container.api.get(&container.id).await,
+        &[Code::NotFound],
+        "the task of the failed restore",
+    )?;
+    is_checkpoint(node, &image)?;
+    restores(&container, &image, &before).await
+}
+
+pub(crate) async fn the_shim_killed(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let events = cx.events(node).await?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let pid = container.api.get(&container.id).await?.pid;
+    let mut killed = 0;
+    for shim in node.processes("containerd-shim") {
+        let line = std::fs::read(format!("/proc/{shim}/cmdline")).unwrap_or_default();
+        let own = line
+            .split(|b| *b == 0)
+            .any(|word| word == container.id.as_bytes());
+        if let Some(shim) = rustix::process::Pid::from_raw(shim.cast_signed())
+            && own
+        {
+            rustix::process::kill_process(shim, rustix::process::Signal::KILL)?;
+            killed += 1;
+        }
+    }
+    ensure!(killed > 0, "the shim of {} was not found", container.id);
+    // containerd runs the binary's `delete`, which ends the container and cleans up.
+    let exit = events.wait_for(&container.id, "/tasks/exit").await?;
+    ensure!(exit.exit == Some((container.id.clone(), 137)), "{exit:?}");
+    refused(
+        container.api.get(&container.id).await,
+        &[Code::NotFound],
+        "the task of a dead shim",
+    )?;
+    for _ in 0..100 {
+        if !node.host(&format!("/proc/{pid}")).exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    ensure!(
+        !node.host(&format!("/proc/{pid}")).exists(),
+        "the container lives on without a shim"
+    );
+    ensure!(
+        !node.host(&container.bundle()).exists(),
+        "the bundle is still there"
+    );
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! cryo end to end: a real containerd, real containers, the real CRIU.
+//!
+//! `cargo test -p cryo-e2e --test e2e [FILTER]`, as root. See `tests/e2e/README.md`.
+#![forbid(unsafe_code)]
+
+mod checkpoint;
+mod cri;
+mod failures;
+mod lifecycle;
+mod pods;
+mod restart;
+mod restore;
+mod stdio;
+
+use std::process::ExitCode;
+
+use cryo_e2e::test;
+
+/// Why a test of the node configuration has no meaning with the Go shim.
+const NO_CONFIGURATION: &str =
+    "the Go shim has no /etc/cryo/config.toml: it takes the criu in PATH";
+
+fn main() -> ExitCode {
+    cryo_e2e::runner::main(vec![
+        test!(lifecycle::exit_codes_come_through_ctr),
+        test!(lifecycle::a_signal_is_128_and_its_number),
+        test!(lifecycle::short_lived_processes_start_before_they_exit),
+        test!(lifecycle::events_come_in_order),
+        test!(lifecycle::twenty_containers_at_once),
+        test!(lifecycle::kill_ends_a_container),
+        test!(lifecycle::pause_stops_and_resume_goes_on),
+        test!(lifecycle::a_paused_container_can_be_killed),
+        test!(lifecycle::pids_lists_every_process),
+        test!(lifecycle::a_running_task_is_not_deleted),
+        test!(lifecycle::start_twice_is_refused),
+        test!(lifecycle::create_twice_already_exists),
+        test!(lifecycle::unknown_ids_are_not_found),
+        test!(lifecycle::a_created_task_is_deleted_without_a_start),
+        test!(lifecycle::wait_answers_until_the_delete),
+        test!(lifecycle::what_is_not_there_yet_says_so_by_name),
+        test!(lifecycle::a_command_that_does_not_exist_is_an_error),
+        test!(lifecycle::the_bundle_names_the_shim),
+        test!(lifecycle::orphans_end_with_their_container),
+        test!(stdio::a_mebibyte_of_output_is_complete),
+        test!(stdio::stderr_is_apart_from_stdout),
+        test!(stdio::piped_stdin_reaches_its_end_through_ctr),
+        test!(stdio::close_io_ends_stdin),
+        test!(stdio::no_stdio_is_no_error),
+        test!(pods::two_containers_share_one_shim),
+        test!(pods::exit_codes_and_logs_reach_cri),
+        test!(pods::every_bundle_of_a_pod_names_the_shim),
+        test!(pods::the_own_runtime_name_runs_pods),
+        test!(pods::a_pod_that_is_stopped_ends_its_containers),
+        test!(checkpoint::from_running_leaves_running),
+        test!(checkpoint::with_exit_stops),
+        test!(checkpoint::of_a_paused_task_leaves_it_paused),
+        test!(checkpoint::through_ctr_leaves_running),
+        test!(checkpoint::through_ctr_with_exit_stops),
+        test!(checkpoint::folder_is_flat_and_logs_go_to_the_work_path),
+        test!(checkpoint::ten_in_a_row_leak_nothing),
+        test!(checkpoint::of_many_at_once),
+        test!(restore::under_the_same_id_after_exit),
+        test!(restore::under_a_new_id_through_ctr),
+        test!(restore::create_runs_nothing_until_start),
+        test!(restore::prepared_and_deleted_leaves_nothing),
+        test!(restore::can_be_waited_for_and_killed),
+        test!(restore::a_second_checkpoint_restores_too),
+        test!(restore::memory_is_the_same),
+        test!(restore::many_processes_come_back),
+        test!(restore::on_another_node),
+        test!(restore::twice_from_one_checkpoint),
+        test!(cri::archive_has_what_the_kubelet_wants),
+        test!(cri::checkpointctl_reads_the_archive),
+        test!(cri::restored_in_a_new_pod_goes_on),
+        test!(cri::restored_on_another_node_goes_on),
+        test!(cri::restored_is_checkpointed_again),
+        test!(cri::the_own_runtime_name_checkpoints_and_restores),
+        test!(failures::checkpoint_of_a_created_task_is_refused),
+        test!(failures::checkpoint_of_a_stopped_task_is_refused),
+        test!(failures::restore_from_a_missing_folder),
+        test!(failures::restore_from_a_truncated_inventory),
+        test!(failures::restore_without_the_pages),
+        test!(failures::restore_from_an_empty_folder),
+        test!(failures::disk_full_during_a_dump),
+        test!(failures::image_folder_that_cannot_be_made),
+        test!(failures::a_deadline_does_not_leave_the_container_frozen).fails_on_runc(
+            "containerd resumes with the context that has expired, and the Go shim does not \
+             thaw by itself: the container stays frozen (reference/containerd.md 0, 14)",
+        ),
+        test!(failures::criu_missing)
+            .alone()
+            .not_on_runc(NO_CONFIGURATION),
+        test!(failures::criu_too_old)
+            .alone()
+            .not_on_runc(NO_CONFIGURATION),
+        test!(failures::criu_killed_in_a_dump).alone(),
+        test!(failures::criu_killed_in_a_restore).alone(),
+        test!(failures::the_shim_killed).alone(),
+        test!(restart::containers_live_through_sigterm).alone(),
+        test!(restart::containers_live_through_sigkill).alone(),
+        test!(restart::an_exit_while_containerd_is_away_is_seen).alone(),
+        test!(restart::pods_live_through_sigkill).alone(),
+        test!(restart::restored_containers_live_through_it).alone(),
+    ])
+}

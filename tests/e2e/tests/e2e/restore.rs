@@ -1,0 +1,292 @@
+//! Restores of ordinary containers: the counting goes on from the next number.
+
+use anyhow::{Context as _, ensure};
+use cryo_e2e::containerd::State;
+use cryo_e2e::context::{Container, Context, Output};
+use cryo_e2e::lab::Node;
+use cryo_e2e::workload::{BUSYBOX, COUNTER, FILE_COUNTER, PYTHON, goes_on, heap, numbers};
+
+use crate::checkpoint::is_checkpoint;
+
+/// A counter that was checkpointed with exit: the container, the folder of the
+/// checkpoint, what was counted.
+async fn frozen_counter(
+    cx: &Context,
+    node: &Node,
+) -> anyhow::Result<(Container, String, Vec<u64>)> {
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(3).await?;
+    let image = cx.folder(node, "image")?;
+    let counted = freeze(&container, output, &image).await?;
+    Ok((container, image, counted))
+}
+
+/// Checkpoints with exit and deletes the task; what it counted in all.
+async fn freeze(container: &Container, output: Output, image: &str) -> anyhow::Result<Vec<u64>> {
+    container.checkpoint(image, true).await?;
+    container.finish().await?;
+    is_checkpoint(&container.node, image)?;
+    Ok(numbers(&output.complete().await?))
+}
+
+pub(crate) async fn under_the_same_id_after_exit(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, image, before) = frozen_counter(&cx, node).await?;
+    let events = cx.events(node).await?;
+    let output = container.create_from(Some(&image)).await?;
+    let pid = container.start().await?;
+    ensure!(pid > 0, "restored with pid 0");
+    let process = container.api.get(&container.id).await?;
+    ensure!(process.status() == State::Running, "{process:?}");
+    ensure!(process.pid == pid, "{process:?}, Start said {pid}");
+    goes_on(&before, &output.count_to(5).await?)?;
+    let pids = container.api.pids(&container.id).await?;
+    ensure!(pids.contains(&pid), "{pids:?} without {pid}");
+    let code = container.kill_and_delete().await?;
+    ensure!(code == 137, "exit code {code}");
+    goes_on(&before, &numbers(&output.complete().await?))?;
+    events.wait_for(&container.id, "/tasks/delete").await?;
+    let topics = events.topics(&container.id);
+    ensure!(
+        topics == ["create", "start", "exit", "delete"],
+        "{topics:?}"
+    );
+    Ok(())
+}
+
+pub(crate) async fn under_a_new_id_through_ctr(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (old, output) = cx.shell(node, FILE_COUNTER).await?;
+    output.count_to(5).await?;
+    let name = format!("localhost/{}:1", cx.id("image"));
+    cx.image(node, &name);
+    node.ctr(&[
+        "container",
+        "checkpoint",
+        "--rw",
+        "--image",
+        "--task",
+        &old.id,
+        &name,
+    ])
+    .await?;
+    old.expect(State::Running).await?;
+    let new_id = cx.id("new");
+    let new = cx.adopt(node, &new_id)?;
+    node.ctr(&["container", "restore", "--rw", "--live", &new_id, &name])
+        .await?;
+    new.expect(State::Running).await?;
+    // The number is in the file that was written before: the file system came along.
+    let count = |container: &Container| -> anyhow::Result<u64> {
+        let path = container.in_rootfs("count");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        text.trim().parse().context("the count")
+    };
+    let mut first = None;
+    for _ in 0..200 {
+        // Empty while the shell is between open and write.
+        if let Ok(number) = count(&new) {
+            match first {
+                None => first = Some(number),
+                Some(first) if number > first + 2 => break,
+                Some(_) => {}
+            }
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let first = first.context("no /count in the restored container")?;
+    ensure!(first >= 4, "started again: {first}");
+    ensure!(count(&new)? > first + 2, "the restored one does not count");
+    output.count_on(2).await?;
+    new.kill_and_delete().await?;
+    old.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn create_runs_nothing_until_start(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, image, before) = frozen_counter(&cx, node).await?;
+    let output = container.create_from(Some(&image)).await?;
+    let process = container.api.get(&container.id).await?;
+    ensure!(process.status() == State::Created, "{process:?}");
+    ensure!(process.pid == 0, "{process:?}");
+    ensure!(
+        container.in_rootfs("bin/busybox").exists(),
+        "the root file system is not mounted yet"
+    );
+    // What containerd does between: it unpacks the changes of the file system.
+    std::fs::write(container.in_rootfs("unpacked"), "between")?;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    ensure!(output.numbers().is_empty(), "ran before its start");
+    container.start().await?;
+    goes_on(&before, &output.count_to(3).await?)?;
+    ensure!(
+        container.in_rootfs("unpacked").exists(),
+        "the start hid what was unpacked"
+    );
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn prepared_and_deleted_leaves_nothing(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, image, before) = frozen_counter(&cx, node).await?;
+    {
+        let _output = container.create_from(Some(&image)).await?;
+        container.api.delete(&container.id).await?;
+        ensure!(
+            !node.host(&container.bundle()).exists(),
+            "the bundle is still there"
+        );
+    }
+    is_checkpoint(node, &image)?;
+    let output = container.create_from(Some(&image)).await?;
+    container.start().await?;
+    goes_on(&before, &output.count_to(3).await?)?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn can_be_waited_for_and_killed(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let script = "trap 'exit 9' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done";
+    let (container, output) = cx.shell(node, script).await?;
+    output.count_to(2).await?;
+    let image = cx.folder(node, "image")?;
+    let before = freeze(&container, output, &image).await?;
+    let output = container.create_from(Some(&image)).await?;
+    container.start().await?;
+    let wait = tokio::spawn({
+        let container = container.clone();
+        async move { container.api.wait(&container.id).await }
+    });
+    goes_on(&before, &output.count_to(3).await?)?;
+    container.api.pause(&container.id).await?;
+    container.expect(State::Paused).await?;
+    container.api.resume(&container.id).await?;
+    output.count_on(2).await?;
+    container.api.kill(&container.id, 15).await?;
+    let code = wait.await??;
+    ensure!(code == 9, "the handler of SIGTERM says 9, exit code {code}");
+    container.finish().await?;
+    Ok(())
+}
+
+pub(crate) async fn a_second_checkpoint_restores_too(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, image, mut counted) = frozen_counter(&cx, node).await?;
+    let mut image = image;
+    for _ in 0..3 {
+        let output = container.create_from(Some(&image)).await?;
+        container.start().await?;
+        output.count_to(3).await?;
+        image = cx.folder(node, "image")?;
+        let more = freeze(&container, output, &image).await?;
+        goes_on(&counted, &more)?;
+        counted.extend(more);
+    }
+    Ok(())
+}
+
+pub(crate) async fn memory_is_the_same(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let program = heap(64);
+    let container = cx
+        .container(node, PYTHON, &["python3", "-c", &program])
+        .await?;
+    let output = container.create().await?;
+    container.start().await?;
+    let digest = output
+        .until(|text| {
+            let line = text.lines().find(|l| l.starts_with("ready "))?;
+            (numbers(text).len() > 2).then(|| line.trim_start_matches("ready ").to_owned())
+        })
+        .await?;
+    let image = cx.folder(node, "image")?;
+    let before = freeze(&container, output, &image).await?;
+    let output = container.create_from(Some(&image)).await?;
+    container.start().await?;
+    goes_on(&before, &output.count_to(3).await?)?;
+    container.api.kill(&container.id, 10).await?;
+    let after = output
+        .until(|text| {
+            let line = text.lines().find(|l| l.starts_with("digest "))?;
+            Some(line.trim_start_matches("digest ").to_owned())
+        })
+        .await?;
+    ensure!(digest == after, "the memory was {digest} and is {after}");
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn many_processes_come_back(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let script = "for n in 1 2 3 4 5 6 7 8; do (while :; do sleep 0.2; done) & done; \
+                  i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done";
+    let (container, output) = cx.shell(node, script).await?;
+    output.count_to(3).await?;
+    let image = cx.folder(node, "image")?;
+    let before = freeze(&container, output, &image).await?;
+    let output = container.create_from(Some(&image)).await?;
+    container.start().await?;
+    goes_on(&before, &output.count_to(3).await?)?;
+    let pids = container.api.pids(&container.id).await?;
+    ensure!(pids.len() >= 9, "{} of nine processes", pids.len());
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn on_another_node(cx: Context) -> anyhow::Result<()> {
+    let (a, b) = (cx.a()?, cx.b()?);
+    let (_, image, before) = frozen_counter(&cx, a).await?;
+    let arrived = format!("{}/image", cx.folder(b, "arrived")?);
+    a.copy_to(&image, b, &arrived).await?;
+    // Another id means another bundle and root file system; the cgroup is another too.
+    let container = cx
+        .container_with(
+            b,
+            &["--cgroup", "/elsewhere/restored"],
+            BUSYBOX,
+            &["sh", "-c", COUNTER],
+        )
+        .await?;
+    let output = container.create_from(Some(&arrived)).await?;
+    let pid = container.start().await?;
+    goes_on(&before, &output.count_to(5).await?)?;
+    let cgroups = std::fs::read_to_string(b.host(&format!("/proc/{pid}/cgroup")))?;
+    for line in cgroups.lines() {
+        let known = [":freezer:", ":memory:", ":pids:", ":devices:"];
+        if known.iter().any(|c| line.contains(c)) {
+            ensure!(
+                line.ends_with("/elsewhere/restored"),
+                "in a cgroup that the new spec does not name: {line}"
+            );
+        }
+    }
+    container.kill_and_delete().await?;
+    b.exec(&[
+        "sh",
+        "-c",
+        "rmdir /sys/fs/cgroup/*/elsewhere 2>/dev/null; :",
+    ])
+    .await?
+    .success()?;
+    Ok(())
+}
+
+pub(crate) async fn twice_from_one_checkpoint(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (one, image, before) = frozen_counter(&cx, node).await?;
+    let two = cx.container(node, BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    let one_output = one.create_from(Some(&image)).await?;
+    let two_output = two.create_from(Some(&image)).await?;
+    let (first, second) = tokio::join!(one.start(), two.start());
+    first?;
+    second?;
+    goes_on(&before, &one_output.count_to(3).await?)?;
+    goes_on(&before, &two_output.count_to(3).await?)?;
+    one.kill_and_delete().await?;
+    two_output.count_on(2).await?;
+    two.kill_and_delete().await?;
+    Ok(())
+}
