@@ -6,7 +6,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // The zygote first: it must not do anything that could start a thread.
-    if std::env::args_os().nth(1).is_some_and(|arg| arg == cryo_engine::ZYGOTE_ARG) {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|arg| arg == cryo_engine::ZYGOTE_ARG)
+    {
         return match cryo_engine::zygote::run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -184,7 +184,6 @@ impl ImageDir {
         let tree = ProcessTree::read(&name, open(&files, &name)?)
             .map_err(|source| Error::Damaged { name, source })?;
         for process in tree.processes() {
-            // The dead have a core and no threads.
             for &task in process.threads.iter().chain([&process.pid]) {
                 let name = Kind::Core.file_name(task.into());
                 if files.size(&name).is_none() {
@@ -248,9 +247,10 @@ impl ImageDir {
     ///
     /// An entry of `descriptors.json` counts: it is what the container was *started* with, and
     /// some process may hold it even if the root task has put something else at that number.
-    /// But a pipe or socket there that no image knows is stale (runc, for one, keeps the names
-    /// of before an earlier restore). Then, or without the file, it is what the root task had
-    /// there at the dump, save pipes of which the container holds both ends.
+    /// But a pipe or socket there that no image knows is stale, and a path counts for nothing if
+    /// the root task has a terminal (runc writes what *it* had, `/dev/null` thrice). Then, or
+    /// without the file, it is what the root task had there at the dump, save pipes of which the
+    /// container holds both ends.
     pub fn stdio_keys(&self) -> &[Option<StdioKey>; 3] {
         &self.stdio
     }
@@ -364,7 +364,7 @@ fn stdio_keys(
             Some(StdioKey::Pipe(inode) | StdioKey::Socket(inode)) => {
                 ends_of(*inode) == Ends::default()
             }
-            Some(_) => false,
+            Some(_) => matches!(current, Some(StdioKey::Tty { .. })),
         };
         if !stale {
             continue;

@@ -455,7 +455,7 @@ impl Collector {
                 ppid: process.ppid,
                 command,
                 state,
-                threads: process.threads.len(),
+                threads: process.threads.len() + 1,
             });
         }
         let container = (form != Form::ImageDirectory).then(|| self.container());

@@ -64,7 +64,7 @@ pub enum Error {
         offset: u64,
         /// Its length as stated.
         length: u64,
-        /// [`Limits::entry_bytes`].
+        /// [`crate::Limits::entry_bytes`].
         limit: u64,
     },
     /// There are more messages, or more bytes of them, than any sane image of the kind has.
@@ -74,7 +74,7 @@ pub enum Error {
         file: String,
         /// Where the entry that was one too many begins.
         offset: u64,
-        /// [`Limits::entries`] or [`Limits::total_bytes`].
+        /// [`crate::Limits::entries`] or [`crate::Limits::total_bytes`].
         limit: u64,
         /// `entries` or `bytes`.
         unit: &'static str,

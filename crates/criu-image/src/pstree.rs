@@ -20,7 +20,7 @@ pub struct Process {
     pub pgid: u32,
     /// Session.
     pub sid: u32,
-    /// Its threads, the first of which is the process itself. Empty for a dead one.
+    /// Its threads other than the one with the process's own number, which leads them.
     pub threads: Vec<u32>,
 }
 
@@ -35,7 +35,9 @@ impl View for Process {
             ppid: at.need(wire.ppid, "ppid")?,
             pgid: at.need(wire.pgid, "pgid")?,
             sid: at.need(wire.sid, "sid")?,
-            threads: wire.threads,
+            // What stands first is the leader, and for a dead process CRIU writes what it never
+            // set. It does not read it back either.
+            threads: wire.threads.into_iter().skip(1).collect(),
         };
         for (field, value, low) in [
             ("pid", process.pid, 1),
@@ -53,13 +55,6 @@ impl View for Process {
             .find(|thread| !(1..PID_LIMIT).contains(*thread))
         {
             Some(thread) => Err(at.bad_value("threads", thread)),
-            None if process
-                .threads
-                .first()
-                .is_some_and(|first| *first != process.pid) =>
-            {
-                Err(at.bad_value("threads", "another first thread than the process"))
-            }
             None => Ok(process),
         }
     }

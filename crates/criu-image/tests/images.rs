@@ -58,14 +58,14 @@ fn golden_pstree() {
                 ppid: 0,
                 pgid: 1,
                 sid: 1,
-                threads: vec![1]
+                threads: vec![]
             },
             Process {
                 pid: 300,
                 ppid: 1,
                 pgid: 1,
                 sid: 1,
-                threads: vec![300, 301]
+                threads: vec![301]
             },
         ]
     );

@@ -61,6 +61,8 @@ pub enum Cause {
     CpuMismatch,
     /// The tree shares a terminal or session with the outside.
     ShellJob,
+    /// A process belongs to a session that was made outside the container.
+    OutsideSession,
     /// Memory tracking is not in this kernel.
     NoMemTrack,
     /// A terminal's other end is outside.
@@ -198,13 +200,17 @@ impl Cause {
                 "the processes share a terminal or session with the outside",
                 "allow it with shell-job",
             ),
+            Self::OutsideSession => (
+                "a process in the container was started from outside it, as by an exec",
+                "end that process first",
+            ),
             Self::NoMemTrack => (
                 "this kernel cannot track memory changes",
                 "checkpoint without a pre-dump, or use a kernel with CONFIG_MEM_SOFT_DIRTY",
             ),
             Self::OrphanTerminal => (
                 "a process has a terminal whose other end is outside",
-                "allow it with orphan-pts-master",
+                "allow it with orphan-pts-master, or with shell-job if it is your own",
             ),
             Self::PageServer => (
                 "the connection that takes the memory pages broke",
@@ -231,10 +237,7 @@ impl Cause {
                 "criu did not accept the request",
                 "use the criu version that the documentation names",
             ),
-            Self::Unknown => (
-                "criu failed for a reason not known here",
-                "see its log",
-            ),
+            Self::Unknown => ("criu failed for a reason not known here", "see its log"),
         }
     }
 }
@@ -362,7 +365,7 @@ const GENERIC: &[&str] = &[
     "Dumping FAILED",
     "Restoring FAILED",
     "Pre-dumping FAILED",
-    "Dump files (fd:",
+    "Dump files (",
     "Killing processes because of failure",
     "One of more action scripts failed",
     "cg-prop",
@@ -405,8 +408,8 @@ const TABLE: &[(&[&str], Cause, bool)] = &[
     (&["io_uring"], Cause::IoUring, FIRST),
     (&["Can't retrieve FDs from socket"], Cause::UnsupportedFile, SECOND),
     (&["Message reply from daemon is trimmed"], Cause::UnsupportedFile, SECOND),
-    (&["Can't dump file", "of that type [2"], Cause::Device, FIRST),
-    (&["Can't dump file", "of that type [6"], Cause::Device, FIRST),
+    (&["Can't dump file", "of that type", "(chr "], Cause::Device, FIRST),
+    (&["Can't dump file", "of that type", "(blk "], Cause::Device, FIRST),
     (&["Can't dump file", "of that type"], Cause::UnsupportedFile, FIRST),
     (&["Unknown shit"], Cause::UnsupportedFile, FIRST),
     (&["secretmem"], Cause::UnsupportedFile, FIRST),
@@ -429,7 +432,7 @@ const TABLE: &[(&[&str], Cause, bool)] = &[
     (&["CPU xsave"], Cause::CpuMismatch, FIRST),
     (&["CPU", "features are not"], Cause::CpuMismatch, FIRST),
     (&["shell-job"], Cause::ShellJob, FIRST),
-    (&["A session leader of"], Cause::ShellJob, FIRST),
+    (&["A session leader of"], Cause::OutsideSession, FIRST),
     (&["orphan-pts-master"], Cause::OrphanTerminal, FIRST),
     (&["Found dangling tty"], Cause::OrphanTerminal, FIRST),
     (&["Tracking memory is not available"], Cause::NoMemTrack, FIRST),
@@ -466,44 +469,145 @@ mod tests {
     #[test]
     fn known_lines_have_their_cause() {
         let cases: &[(&str, Cause)] = &[
-            ("inet: Connected TCP socket, consider using --tcp-established option.", Cause::TcpEstablished),
-            ("inet: In-flight connection (r) for 1f, use --skip-in-flight", Cause::TcpInFlight),
-            ("Some file locks are hold by dumping tasks! You can try --file-locks to dump them.", Cause::FileLocks),
-            ("Can't dump ghost file /tmp/x of 2097152 size, increase limit", Cause::GhostTooBig),
-            ("Can't create link remap for /tmp/x. Use link-remap option.", Cause::LinkRemap),
-            ("unix: External socket is used. Consider using --ext-unix-sk option.", Cause::ExternalUnix),
-            ("unix: FATAL: Peer 123 unresolved for 124", Cause::ExternalUnix),
-            ("mnt: No mapping for 360:(null) mountpoint", Cause::MissingMount),
-            ("mnt: 12:./dev/random doesn't have a proper root mount", Cause::MissingMount),
+            (
+                "inet: Connected TCP socket, consider using --tcp-established option.",
+                Cause::TcpEstablished,
+            ),
+            (
+                "inet: In-flight connection (r) for 1f, use --skip-in-flight",
+                Cause::TcpInFlight,
+            ),
+            (
+                "Some file locks are hold by dumping tasks! You can try --file-locks to dump them.",
+                Cause::FileLocks,
+            ),
+            (
+                "Can't dump ghost file /tmp/x of 2097152 size, increase limit",
+                Cause::GhostTooBig,
+            ),
+            (
+                "Can't create link remap for /tmp/x. Use link-remap option.",
+                Cause::LinkRemap,
+            ),
+            (
+                "unix: External socket is used. Consider using --ext-unix-sk option.",
+                Cause::ExternalUnix,
+            ),
+            (
+                "unix: FATAL: Peer 123 unresolved for 124",
+                Cause::ExternalUnix,
+            ),
+            (
+                "mnt: No mapping for 360:(null) mountpoint",
+                Cause::MissingMount,
+            ),
+            (
+                "mnt: 12:./dev/random doesn't have a proper root mount",
+                Cause::MissingMount,
+            ),
             ("Can't lookup mount=30 for fd=1 path=/x", Cause::OutsideFile),
-            ("Can't get rlimit 0: Operation not permitted", Cause::OtherUser),
+            (
+                "Can't get rlimit 0: Operation not permitted",
+                Cause::OtherUser,
+            ),
             ("Pid 30 do not match expected 12", Cause::PidTaken),
             ("Can't fork for 12: File exists", Cause::PidTaken),
-            ("File app/data has bad size 3 (expect 4)", Cause::ChangedFile),
-            ("Can't open file app/data on restore: No such file or directory", Cause::MissingFile),
-            ("Can't write 4096 bytes: No space left on device", Cause::DiskFull),
+            (
+                "File app/data has bad size 3 (expect 4)",
+                Cause::ChangedFile,
+            ),
+            (
+                "Can't open file app/data on restore: No such file or directory",
+                Cause::MissingFile,
+            ),
+            (
+                "Can't write 4096 bytes: No space left on device",
+                Cause::DiskFull,
+            ),
             ("Unknown shit 600 (anon_inode:[io_uring])", Cause::IoUring),
             ("Can't retrieve FDs from socket", Cause::UnsupportedFile),
-            ("Can't dump file 4 of that type [600] (anon anon_inode:[userfaultfd])", Cause::UnsupportedFile),
-            ("Can't dump file 4 of that type [20666] (chr 10:229)", Cause::Device),
-            ("Unknown shit 100600 (/secretmem (deleted))", Cause::UnsupportedFile),
-            ("pidfd: pidfd pid 12 is not a part of process tree..", Cause::UnsupportedFile),
-            ("BUG! Unknown socket collected (family 40)", Cause::UnsupportedSocket),
-            ("inet: Unsupported proto 262 for socket", Cause::UnsupportedSocket),
-            ("inet: Can't dump corked dgram socket 12", Cause::UnsupportedSocket),
-            ("netlink: The socket has data to read", Cause::UnsupportedSocket),
-            ("Can't dump nested pid namespace for 12", Cause::NestedNamespace),
+            (
+                "Can't dump file 4 of that type [600] (anon anon_inode:[userfaultfd])",
+                Cause::UnsupportedFile,
+            ),
+            (
+                "Can't dump file 4 of that type [20666] (chr 10:229)",
+                Cause::Device,
+            ),
+            (
+                "Unknown shit 100600 (/secretmem (deleted))",
+                Cause::UnsupportedFile,
+            ),
+            (
+                "pidfd: pidfd pid 12 is not a part of process tree..",
+                Cause::UnsupportedFile,
+            ),
+            (
+                "BUG! Unknown socket collected (family 40)",
+                Cause::UnsupportedSocket,
+            ),
+            (
+                "inet: Unsupported proto 262 for socket",
+                Cause::UnsupportedSocket,
+            ),
+            (
+                "inet: Can't dump corked dgram socket 12",
+                Cause::UnsupportedSocket,
+            ),
+            (
+                "netlink: The socket has data to read",
+                Cause::UnsupportedSocket,
+            ),
+            (
+                "Can't dump nested pid namespace for 12",
+                Cause::NestedNamespace,
+            ),
             ("Can't restore sub-task in NS", Cause::NestedNamespace),
-            ("tun: Net namespace is required to dump tun link", Cause::NestedNamespace),
-            ("Task 1 with SysVIPC shmem map @7f doesn't live in IPC ns", Cause::SharedIpc),
-            ("Unseizable non-zombie 12 found, state S, err -1/3", Cause::Traced),
-            ("Unable to freeze cgroup /sys/fs/cgroup/x (100 x 100lums attempts, timeout: 10s)", Cause::FreezeTimeout),
-            ("net: Locking network failed using nftables", Cause::NetworkLock),
-            ("cpu: CPU instruction capabilities do not match run time", Cause::CpuMismatch),
-            ("Tracking memory is not available. Consider omitting --track-mem option.", Cause::NoMemTrack),
-            ("image: Head magic doesn't match for core-1.img", Cause::BadImage),
-            ("Unable to open inventory.img: No such file or directory", Cause::BadImage),
+            (
+                "tun: Net namespace is required to dump tun link",
+                Cause::NestedNamespace,
+            ),
+            (
+                "Task 1 with SysVIPC shmem map @7f doesn't live in IPC ns",
+                Cause::SharedIpc,
+            ),
+            (
+                "Unseizable non-zombie 12 found, state S, err -1/3",
+                Cause::Traced,
+            ),
+            (
+                "Unable to freeze cgroup /sys/fs/cgroup/x (100 x 100lums attempts, timeout: 10s)",
+                Cause::FreezeTimeout,
+            ),
+            (
+                "net: Locking network failed using nftables",
+                Cause::NetworkLock,
+            ),
+            (
+                "cpu: CPU instruction capabilities do not match run time",
+                Cause::CpuMismatch,
+            ),
+            (
+                "Tracking memory is not available. Consider omitting --track-mem option.",
+                Cause::NoMemTrack,
+            ),
+            (
+                "image: Head magic doesn't match for core-1.img",
+                Cause::BadImage,
+            ),
+            (
+                "Unable to open inventory.img: No such file or directory",
+                Cause::BadImage,
+            ),
             ("RPC client reported script error", Cause::Refused),
+            (
+                "A session leader of 633(1) is outside of its pid namespace",
+                Cause::OutsideSession,
+            ),
+            (
+                "tty: Found dangling tty with sid 1 pgid 1 (pts) on peer fd 0.",
+                Cause::OrphanTerminal,
+            ),
             ("something quite new", Cause::Unknown),
         ];
         for (message, cause) in cases {
@@ -511,7 +615,10 @@ mod tests {
             assert_eq!(found.cause, *cause, "{message}");
             assert_eq!(found.line.as_deref(), Some(*message));
             let text = found.to_string();
-            assert!(text.contains(message) && text.contains(cause.remedy()), "{text}");
+            assert!(
+                text.contains(message) && text.contains(cause.remedy()),
+                "{text}"
+            );
         }
     }
 
@@ -536,7 +643,10 @@ mod tests {
         .concat();
         assert_eq!(diagnose(&log).cause, Cause::IoUring);
         // A vague line first, the telling one after it.
-        let log = ["Something: Operation not permitted", "Can't dump ghost file x, increase limit"];
+        let log = [
+            "Something: Operation not permitted",
+            "Can't dump ghost file x, increase limit",
+        ];
         assert_eq!(diagnose(&log.map(line).concat()).cause, Cause::GhostTooBig);
         // Nothing known: the first line that is not a mere "failed".
         let log = ["Dumping FAILED.", "the real thing"].map(line).concat();

@@ -53,7 +53,9 @@ pub fn parse_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
                     .nth(1)
                     .unwrap_or_default()
                     .split(',')
-                    .filter(|o| !matches!(*o, "rw" | "ro" | "xattr" | "clone_children" | "noprefix"))
+                    .filter(|o| {
+                        !matches!(*o, "rw" | "ro" | "xattr" | "clone_children" | "noprefix")
+                    })
                     .filter(|o| !o.starts_with("release_agent="))
                     .map(str::to_owned)
                     .collect(),
@@ -106,7 +108,9 @@ pub enum Error {
     #[error("no cgroup hierarchy here can freeze: mount the v1 freezer controller or cgroup v2")]
     NoFreezer,
     /// Freezing or thawing did not happen in time.
-    #[error("{path} is still not {wanted} after {waited_ms} ms: a task may be in an uninterruptible sleep; try again")]
+    #[error(
+        "{path} is still not {wanted} after {waited_ms} ms: a task may be in an uninterruptible sleep; try again"
+    )]
     Timeout {
         /// The freezer's folder.
         path: PathBuf,
@@ -137,15 +141,26 @@ impl Cgroups {
     }
 
     fn within(path: &Path, hierarchies: Vec<Hierarchy>) -> Result<Self, Error> {
-        let bad = |reason| Error::BadPath { path: path.to_owned(), reason };
+        let bad = |reason| Error::BadPath {
+            path: path.to_owned(),
+            reason,
+        };
         let inside = path.strip_prefix("/").unwrap_or(path);
         if inside.as_os_str().is_empty() {
-            return Err(bad("it names the root of the hierarchies; give the container a cgroup of its own"));
+            return Err(bad(
+                "it names the root of the hierarchies; give the container a cgroup of its own",
+            ));
         }
-        if inside.components().any(|c| !matches!(c, Component::Normal(_))) {
+        if inside
+            .components()
+            .any(|c| !matches!(c, Component::Normal(_)))
+        {
             return Err(bad("it holds '.' or '..'"));
         }
-        Ok(Self { path: inside.to_owned(), hierarchies })
+        Ok(Self {
+            path: inside.to_owned(),
+            hierarchies,
+        })
     }
 
     /// The path below each hierarchy's mount point, with a leading slash.
@@ -156,7 +171,9 @@ impl Cgroups {
 
     /// The hierarchies with this container's folder in each.
     pub fn dirs(&self) -> impl Iterator<Item = (&Hierarchy, PathBuf)> {
-        self.hierarchies.iter().map(|h| (h, h.mountpoint.join(&self.path)))
+        self.hierarchies
+            .iter()
+            .map(|h| (h, h.mountpoint.join(&self.path)))
     }
 
     /// Makes the cgroup in every hierarchy.
@@ -321,7 +338,10 @@ impl Cgroups {
                 collect_pids(&dir, &mut pids)?;
                 for pid in pids {
                     any = true;
-                    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+                    if let Some(pid) = i32::try_from(pid)
+                        .ok()
+                        .and_then(rustix::process::Pid::from_raw)
+                    {
                         // Gone in the meantime is what we want.
                         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                     }
@@ -416,7 +436,11 @@ fn write(path: &Path, value: &str) -> Result<(), Error> {
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::Io { action, path: path.to_owned(), source }
+    Error::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -444,9 +468,15 @@ garbage
         assert_eq!(
             names,
             [
-                ("/sys/fs/cgroup/cpu,cpuacct", Kind::V1(vec!["cpu".into(), "cpuacct".into()])),
+                (
+                    "/sys/fs/cgroup/cpu,cpuacct",
+                    Kind::V1(vec!["cpu".into(), "cpuacct".into()])
+                ),
                 ("/sys/fs/cgroup/freezer", Kind::V1(vec!["freezer".into()])),
-                ("/sys/fs/cgroup/systemd", Kind::V1(vec!["name=systemd".into()])),
+                (
+                    "/sys/fs/cgroup/systemd",
+                    Kind::V1(vec!["name=systemd".into()])
+                ),
                 ("/sys/fs/cgroup/uni fied", Kind::V2),
             ]
         );
@@ -461,7 +491,10 @@ garbage
             Path::new("/sys/fs/cgroup/freezer/k8s.io/a")
         );
         let v2 = Cgroups::within(Path::new("a"), all[3..].to_vec()).unwrap();
-        assert_eq!(v2.freezer_dir().unwrap(), Path::new("/sys/fs/cgroup/uni fied/a"));
+        assert_eq!(
+            v2.freezer_dir().unwrap(),
+            Path::new("/sys/fs/cgroup/uni fied/a")
+        );
         let none = Cgroups::within(Path::new("a"), Vec::new()).unwrap();
         assert!(matches!(none.freezer_dir(), Err(Error::NoFreezer)));
     }
@@ -470,7 +503,10 @@ garbage
     fn paths_that_climb_or_name_the_root_are_refused() {
         for path in ["/", "", "/a/../b", ".."] {
             assert!(
-                matches!(Cgroups::within(Path::new(path), Vec::new()), Err(Error::BadPath { .. })),
+                matches!(
+                    Cgroups::within(Path::new(path), Vec::new()),
+                    Err(Error::BadPath { .. })
+                ),
                 "{path:?}"
             );
         }

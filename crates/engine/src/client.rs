@@ -10,7 +10,9 @@ use cryo_sys::{process, scm};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Pid;
 
-use crate::protocol::{Answer, Failure, FailureKind, HookPhase, MAX_MESSAGE_BYTES, Reply, Request, Target};
+use crate::protocol::{
+    Answer, Failure, FailureKind, HookPhase, MAX_MESSAGE_BYTES, Reply, Request, Target,
+};
 
 /// The argument that makes the executable a zygote.
 pub const ZYGOTE_ARG: &str = "zygote";
@@ -23,7 +25,9 @@ pub enum Error {
     #[error("{}", .0.message)]
     Failed(Failure),
     /// The worker ended without an answer.
-    #[error("the container engine's worker ended with status {status} before it answered; its operation may be half done, delete the container")]
+    #[error(
+        "the container engine's worker ended with status {status} before it answered; its operation may be half done, delete the container"
+    )]
     Died {
         /// Exit code, or 128 plus a signal.
         status: u32,
@@ -55,7 +59,12 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// # Errors
     ///
     /// Nothing is left behind by a failure but what the caller made.
-    fn create(&self, target: &Target, stdio: [Option<OwnedFd>; 3], no_pivot: bool) -> Result<Pid, Error>;
+    fn create(
+        &self,
+        target: &Target,
+        stdio: [Option<OwnedFd>; 3],
+        no_pivot: bool,
+    ) -> Result<Pid, Error>;
 
     /// Lets the program start.
     ///
@@ -115,7 +124,11 @@ impl Zygote {
             .ok()
             .and_then(Pid::from_raw)
             .ok_or_else(|| io::Error::other("impossible process id"))?;
-        Ok(Self { socket: Mutex::new(ours), pidfd: process::pidfd_open(pid)?, pid })
+        Ok(Self {
+            socket: Mutex::new(ours),
+            pidfd: process::pidfd_open(pid)?,
+            pid,
+        })
     }
 
     /// The zygote's process, which the caller has to reap should it die.
@@ -130,7 +143,10 @@ impl Zygote {
         let mut passed = vec![theirs.as_fd()];
         passed.extend_from_slice(fds);
         {
-            let socket = self.socket.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let socket = self
+                .socket
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             scm::send(socket.as_fd(), &data, &passed).map_err(|e| match e.kind() {
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Gone,
                 _ => Error::Io(e),
@@ -155,7 +171,10 @@ impl Zygote {
     /// end says nothing; the zygote's own end does.
     fn receive(&self, call: BorrowedFd<'_>) -> Result<Answer, Error> {
         loop {
-            let mut fds = [PollFd::new(&call, PollFlags::IN), PollFd::new(&self.pidfd, PollFlags::IN)];
+            let mut fds = [
+                PollFd::new(&call, PollFlags::IN),
+                PollFd::new(&self.pidfd, PollFlags::IN),
+            ];
             match rustix::event::poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(io::Error::from(e).into()),
@@ -172,7 +191,12 @@ impl Zygote {
 }
 
 impl Engine for Zygote {
-    fn create(&self, target: &Target, stdio: [Option<OwnedFd>; 3], no_pivot: bool) -> Result<Pid, Error> {
+    fn create(
+        &self,
+        target: &Target,
+        stdio: [Option<OwnedFd>; 3],
+        no_pivot: bool,
+    ) -> Result<Pid, Error> {
         let fds: Vec<_> = stdio.iter().flatten().map(AsFd::as_fd).collect();
         let request = Request::Create {
             target: target.clone(),
@@ -181,24 +205,48 @@ impl Engine for Zygote {
         };
         match self.call(&request, &fds)? {
             Reply::Created { pid } => Pid::from_raw(pid).ok_or(Error::Gone),
-            Reply::Ok => Err(Error::Io(io::Error::other("worker did not name the container's process"))),
+            Reply::Ok => Err(Error::Io(io::Error::other(
+                "worker did not name the container's process",
+            ))),
         }
     }
 
     fn start(&self, target: &Target) -> Result<(), Error> {
-        self.call(&Request::Start { target: target.clone() }, &[]).map(drop)
+        self.call(
+            &Request::Start {
+                target: target.clone(),
+            },
+            &[],
+        )
+        .map(drop)
     }
 
     fn delete(&self, target: &Target) -> Result<(), Error> {
-        self.call(&Request::Delete { target: target.clone() }, &[]).map(drop)
+        self.call(
+            &Request::Delete {
+                target: target.clone(),
+            },
+            &[],
+        )
+        .map(drop)
     }
 
     fn limit(&self, target: &Target) -> Result<(), Error> {
-        self.call(&Request::Limit { target: target.clone() }, &[]).map(drop)
+        self.call(
+            &Request::Limit {
+                target: target.clone(),
+            },
+            &[],
+        )
+        .map(drop)
     }
 
     fn hooks(&self, target: &Target, phases: &[HookPhase], pid: i32) -> Result<(), Error> {
-        let request = Request::Hooks { target: target.clone(), phases: phases.to_vec(), pid };
+        let request = Request::Hooks {
+            target: target.clone(),
+            phases: phases.to_vec(),
+            pid,
+        };
         self.call(&request, &[]).map(drop)
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod cgroup;
 mod client;
+pub mod mountpoint;
 pub mod protocol;
 pub mod spec;
 mod worker;

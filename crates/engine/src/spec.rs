@@ -108,7 +108,10 @@ pub fn binds(spec: &Spec) -> Vec<Bind> {
         .flatten()
         .filter(|m| {
             m.typ().as_deref() == Some("bind")
-                || m.options().iter().flatten().any(|o| o == "bind" || o == "rbind")
+                || m.options()
+                    .iter()
+                    .flatten()
+                    .any(|o| o == "bind" || o == "rbind")
         })
         .filter_map(|m| {
             Some(Bind {
@@ -132,13 +135,18 @@ pub fn cgroup_mount(spec: &Spec) -> Option<PathBuf> {
 /// Whether the process wants a terminal.
 #[must_use]
 pub fn terminal(spec: &Spec) -> bool {
-    spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false)
+    spec.process()
+        .as_ref()
+        .and_then(oci_spec::runtime::Process::terminal)
+        .unwrap_or(false)
 }
 
 /// User and group of the container's first process.
 #[must_use]
 pub fn user(spec: &Spec) -> (u32, u32) {
-    spec.process().as_ref().map_or((0, 0), |p| (p.user().uid(), p.user().gid()))
+    spec.process()
+        .as_ref()
+        .map_or((0, 0), |p| (p.user().uid(), p.user().gid()))
 }
 
 #[cfg(test)]

@@ -26,11 +26,19 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure>
     // which its other processes (intermediate, init) write as well.
     let log = Log::install();
     let result = match request {
-        Request::Create { target, stdio, no_pivot } => create(&target, stdio, fds, no_pivot),
+        Request::Create {
+            target,
+            stdio,
+            no_pivot,
+        } => create(&target, stdio, fds, no_pivot),
         Request::Start { target } => start(&target),
         Request::Delete { target } => delete(&target),
         Request::Limit { target } => limit(&target),
-        Request::Hooks { target, phases, pid } => hooks(&target, &phases, pid),
+        Request::Hooks {
+            target,
+            phases,
+            pid,
+        } => hooks(&target, &phases, pid),
     };
     result.map_err(|mut failure| {
         if let Some(cause) = log.and_then(Log::first_error)
@@ -42,7 +50,12 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure>
     })
 }
 
-fn create(target: &Target, stdio: [bool; 3], fds: Vec<OwnedFd>, no_pivot: bool) -> Result<Reply, Failure> {
+fn create(
+    target: &Target,
+    stdio: [bool; 3],
+    fds: Vec<OwnedFd>,
+    no_pivot: bool,
+) -> Result<Reply, Failure> {
     let spec = spec::load(&target.bundle).map_err(spec_failure)?;
     let cgroups = Cgroups::at(&spec::cgroup_path(&spec).map_err(spec_failure)?)
         .map_err(|e| failure(FailureKind::Spec, &e))?;
@@ -54,13 +67,19 @@ fn create(target: &Target, stdio: [bool; 3], fds: Vec<OwnedFd>, no_pivot: bool) 
         .validate_id()
         .and_then(|b| b.with_root_path(&target.root))
         .map_err(|e| libcontainer_failure(&e))?;
-    if stdio[0] && let Some(fd) = fds.next() {
+    if stdio[0]
+        && let Some(fd) = fds.next()
+    {
         builder = builder.with_stdin(fd);
     }
-    if stdio[1] && let Some(fd) = fds.next() {
+    if stdio[1]
+        && let Some(fd) = fds.next()
+    {
         builder = builder.with_stdout(fd);
     }
-    if stdio[2] && let Some(fd) = fds.next() {
+    if stdio[2]
+        && let Some(fd) = fds.next()
+    {
         builder = builder.with_stderr(fd);
     }
     let container = builder
@@ -105,13 +124,17 @@ fn load(target: &Target) -> Result<Container, Failure> {
 }
 
 fn start(target: &Target) -> Result<Reply, Failure> {
-    load(target)?.start().map_err(|e| libcontainer_failure(&e))?;
+    load(target)?
+        .start()
+        .map_err(|e| libcontainer_failure(&e))?;
     Ok(Reply::Ok)
 }
 
 fn delete(target: &Target) -> Result<Reply, Failure> {
     if target.root.join(&target.id).exists() {
-        load(target)?.delete(true).map_err(|e| libcontainer_failure(&e))?;
+        load(target)?
+            .delete(true)
+            .map_err(|e| libcontainer_failure(&e))?;
     }
     Ok(Reply::Ok)
 }
@@ -148,9 +171,22 @@ fn hooks(target: &Target, phases: &[HookPhase], pid: i32) -> Result<Reply, Failu
         if list.is_none_or(Vec::is_empty) {
             continue;
         }
-        let container = Container::new(&target.id, status, Some(pid), &target.bundle, &target.bundle)
-            .map_err(|e| libcontainer_failure(&e))?;
-        run_hooks(list, Some(&container.state), Some(&target.bundle), None, None).map_err(|e| Failure {
+        let container = Container::new(
+            &target.id,
+            status,
+            Some(pid),
+            &target.bundle,
+            &target.bundle,
+        )
+        .map_err(|e| libcontainer_failure(&e))?;
+        run_hooks(
+            list,
+            Some(&container.state),
+            Some(&target.bundle),
+            None,
+            None,
+        )
+        .map_err(|e| Failure {
             kind: FailureKind::Other,
             message: format!("a {phase:?} hook failed: {}", chain(&e)),
         })?;
@@ -158,7 +194,10 @@ fn hooks(target: &Target, phases: &[HookPhase], pid: i32) -> Result<Reply, Failu
     Ok(Reply::Ok)
 }
 
-fn hooks_of(hooks: &Hooks, phase: HookPhase) -> (Option<&Vec<oci_spec::runtime::Hook>>, ContainerStatus) {
+fn hooks_of(
+    hooks: &Hooks,
+    phase: HookPhase,
+) -> (Option<&Vec<oci_spec::runtime::Hook>>, ContainerStatus) {
     #[allow(deprecated)] // The spec's own word for prestart; runtimes still run it.
     match phase {
         HookPhase::Prestart => (hooks.prestart().as_ref(), ContainerStatus::Creating),
@@ -187,7 +226,10 @@ fn libcontainer_failure(error: &LibcontainerError) -> Failure {
 }
 
 fn failure(kind: FailureKind, error: &dyn StdError) -> Failure {
-    Failure { kind, message: chain(error) }
+    Failure {
+        kind,
+        message: chain(error),
+    }
 }
 
 /// An error with its causes, each said once.
@@ -229,7 +271,10 @@ impl Log {
         let mut text = String::new();
         self.0.rewind().ok()?;
         self.0.take(64 * 1024).read_to_string(&mut text).ok()?;
-        text.lines().map(str::trim).find(|l| !l.is_empty()).map(str::to_owned)
+        text.lines()
+            .map(str::trim)
+            .find(|l| !l.is_empty())
+            .map(str::to_owned)
     }
 }
 
@@ -277,7 +322,10 @@ mod tests {
             text: "cannot create: no root",
             below: Some(Box::new(Layer {
                 text: "no root",
-                below: Some(Box::new(Layer { text: "not found", below: None })),
+                below: Some(Box::new(Layer {
+                    text: "not found",
+                    below: None,
+                })),
             })),
         };
         assert_eq!(chain(&error), "cannot create: no root: not found");
@@ -293,6 +341,10 @@ mod tests {
         };
         let failure = limit(&target).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Spec);
-        assert!(failure.message.contains("config.json"), "{}", failure.message);
+        assert!(
+            failure.message.contains("config.json"),
+            "{}",
+            failure.message
+        );
     }
 }

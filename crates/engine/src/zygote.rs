@@ -87,7 +87,10 @@ fn start(socket: &mut OwnedFd, data: &[u8], mut fds: Vec<OwnedFd>) -> io::Result
     let request = serde_json::from_slice::<Request>(data)
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     if fds.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "request without a call socket"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "request without a call socket",
+        ));
     }
     let call = fds.remove(0);
     match process::fork()? {
@@ -99,7 +102,10 @@ fn start(socket: &mut OwnedFd, data: &[u8], mut fds: Vec<OwnedFd>) -> io::Result
             let answer = Answer::Reply(worker::run(request, fds));
             process::exit_now(if send(&call, &answer).is_ok() { 0 } else { 1 })
         }
-        Fork::Parent(pid) => Ok(Some(Worker { pidfd: process::pidfd_open(pid)?, call })),
+        Fork::Parent(pid) => Ok(Some(Worker {
+            pidfd: process::pidfd_open(pid)?,
+            call,
+        })),
     }
 }
 

@@ -333,7 +333,11 @@ mod tests {
         assert_eq!(ok(&["-namespace=n", "-id=a=b"]).flags.id, "a=b");
         assert_eq!(ok(&["-v", "-id="]).flags.id, "");
         // The last one wins, booleans take no separate value.
-        assert!(!ok(&["-debug", "-debug=false", "-namespace=n", "-id=x"]).flags.debug);
+        assert!(
+            !ok(&["-debug", "-debug=false", "-namespace=n", "-id=x"])
+                .flags
+                .debug
+        );
         assert!(ok(&["-debug=T", "-namespace=n", "-id=x"]).flags.debug);
         let stops = ok(&["-namespace=n", "-id=x", "start", "-debug"]);
         assert!(!stops.flags.debug, "flags end at the first plain word");
@@ -371,11 +375,7 @@ mod tests {
             parse([OsString::from("-id"), raw.clone()]),
             Err(ArgsError::NotUtf8("id"))
         );
-        let bundle = parse([
-            OsString::from("-v"),
-            OsString::from("-bundle"),
-            raw.clone(),
-        ]);
+        let bundle = parse([OsString::from("-v"), OsString::from("-bundle"), raw.clone()]);
         assert_eq!(bundle.unwrap().flags.bundle, PathBuf::from(raw));
     }
 

@@ -38,15 +38,17 @@ pub mod start;
 
 pub use daemon::Daemon;
 pub use start::{
-    socket_dir_of, start, write_shim_binary_path, StartEnv, StartError, DEFAULT_SOCKET_DIR,
+    DEFAULT_SOCKET_DIR, StartEnv, StartError, socket_dir_of, start, write_shim_binary_path,
 };
 
 /// stdin of `start` is at most this long; options are a few hundred bytes.
 pub const MAX_STDIN_BYTES: usize = 4 << 20;
 
 /// Annotations that name the group a container belongs to, the stronger one first.
-pub const GROUP_ANNOTATIONS: [&str; 2] =
-    ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
+pub const GROUP_ANNOTATIONS: [&str; 2] = [
+    "io.containerd.runc.v2.group",
+    "io.kubernetes.cri.sandbox-id",
+];
 
 /// In which form containerd talked to `start`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,7 +192,10 @@ impl StartParams {
         if !boot.containerd_binary.is_empty() {
             self.containerd_binary = boot.containerd_binary.into();
         }
-        self.socket_dir = boot.socket_dir.filter(|dir| !dir.is_empty()).map(Into::into);
+        self.socket_dir = boot
+            .socket_dir
+            .filter(|dir| !dir.is_empty())
+            .map(Into::into);
         for extension in boot.extensions {
             let Some(any) = extension.value.into_option() else {
                 continue;
@@ -234,8 +239,8 @@ pub fn group_of(config_json: &[u8], id: &str) -> Result<String, ParamsError> {
     struct Shallow {
         annotations: Option<HashMap<String, String>>,
     }
-    let spec: Shallow =
-        serde_json::from_slice(config_json).map_err(|error| ParamsError::Spec(error.to_string()))?;
+    let spec: Shallow = serde_json::from_slice(config_json)
+        .map_err(|error| ParamsError::Spec(error.to_string()))?;
     let annotations = spec.annotations.unwrap_or_default();
     Ok(GROUP_ANNOTATIONS
         .iter()
@@ -307,7 +312,11 @@ mod tests {
         wire.extend(field(6, b"/run/c.sock"));
         wire.extend(field(7, b"/opt/containerd"));
         let other = [field(1, b"containerd.io/cri.v1.Thing"), field(2, b"z")].concat();
-        let options = [field(1, b"containerd.runc.v1.Options"), field(2, b"\x08\x01")].concat();
+        let options = [
+            field(1, b"containerd.runc.v1.Options"),
+            field(2, b"\x08\x01"),
+        ]
+        .concat();
         wire.extend(field(8, &field(1, &other)));
         wire.extend(field(8, &field(1, &options)));
         wire.extend(field(9, b"/run/s"));
@@ -332,7 +341,11 @@ mod tests {
 
     #[test]
     fn golden_options() {
-        let wire = [field(1, b"containerd.runc.v1.Options"), field(2, b"\x08\x01")].concat();
+        let wire = [
+            field(1, b"containerd.runc.v1.Options"),
+            field(2, b"\x08\x01"),
+        ]
+        .concat();
         let params = parse_stdin(&wire, &flags(), "/run/t").unwrap();
         assert_eq!(params.protocol, Protocol::Options);
         assert_eq!(params.ttrpc_address, "/run/t");

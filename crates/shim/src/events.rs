@@ -94,7 +94,10 @@ impl Recorder {
     /// What has been sent, in order.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The topics alone.
@@ -130,7 +133,9 @@ pub fn create(sink: &dyn EventSink, request: &CreateTaskRequest, pid: u32) {
         ..Default::default()
     };
     // The type of these mounts has no name outside the protos; its fields do.
-    event.rootfs.resize_with(request.rootfs.len(), Default::default);
+    event
+        .rootfs
+        .resize_with(request.rootfs.len(), Default::default);
     for (to, mount) in event.rootfs.iter_mut().zip(&request.rootfs) {
         to.type_.clone_from(&mount.type_);
         to.source.clone_from(&mount.source);
@@ -403,7 +408,10 @@ impl Worker {
         if self.address.is_empty() {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
             self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
-            tracing::error!(topic = event.topic, "event given up: there is no TTRPC_ADDRESS");
+            tracing::error!(
+                topic = event.topic,
+                "event given up: there is no TTRPC_ADDRESS"
+            );
             return;
         }
         let request = event.request(&self.namespace);
@@ -436,11 +444,21 @@ impl Worker {
             };
             if Instant::now() >= give_up || refusals >= self.config.refusals {
                 let dropped = self.counters.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-                tracing::error!(topic = event.topic, failures, dropped, error = text, "event given up");
+                tracing::error!(
+                    topic = event.topic,
+                    failures,
+                    dropped,
+                    error = text,
+                    "event given up"
+                );
                 break;
             }
             if failures == 1 {
-                tracing::warn!(topic = event.topic, error = text, "event not delivered, trying again");
+                tracing::warn!(
+                    topic = event.topic,
+                    error = text,
+                    "event not delivered, trying again"
+                );
             }
             if !stale {
                 sleep(pause).await;
@@ -502,7 +520,14 @@ mod tests {
     fn names_are_bare() {
         let sink = Recorder::default();
         start(&sink, "c1", 7);
-        exit(&sink, "c1", "e1", 8, 137, SystemTime::UNIX_EPOCH + Duration::new(5, 6));
+        exit(
+            &sink,
+            "c1",
+            "e1",
+            8,
+            137,
+            SystemTime::UNIX_EPOCH + Duration::new(5, 6),
+        );
         paused(&sink, "c1");
         resumed(&sink, "c1");
         checkpointed(&sink, "c1", "/d");
@@ -525,7 +550,10 @@ mod tests {
         assert_eq!(names, want.map(|(topic, name)| (topic, name.to_owned())));
 
         let exit: task::TaskExit = sink.events()[1].message().unwrap();
-        assert_eq!((exit.id.as_str(), exit.pid, exit.exit_status), ("e1", 8, 137));
+        assert_eq!(
+            (exit.id.as_str(), exit.pid, exit.exit_status),
+            ("e1", 8, 137)
+        );
         assert_eq!((exit.exited_at.seconds, exit.exited_at.nanos), (5, 6));
         assert!(sink.events()[0].message::<task::TaskExit>().is_none());
     }
@@ -552,7 +580,10 @@ mod tests {
         assert_eq!(event.rootfs.len(), 1);
         assert_eq!(event.rootfs[0].type_, "overlay");
         assert_eq!(event.rootfs[0].options, ["lowerdir=/l"]);
-        assert_eq!((event.io.stdout.as_str(), event.io.terminal), ("/out", true));
+        assert_eq!(
+            (event.io.stdout.as_str(), event.io.terminal),
+            ("/out", true)
+        );
         assert_eq!((event.checkpoint.as_str(), event.pid), ("/cp", 0));
     }
 
@@ -565,7 +596,10 @@ mod tests {
         let envelope = event.request("k8s.io").envelope.unwrap();
         assert_eq!(envelope.namespace, "k8s.io");
         assert_eq!(envelope.topic, "/tasks/oom");
-        assert_eq!((envelope.timestamp.seconds, envelope.timestamp.nanos), (1, 2));
+        assert_eq!(
+            (envelope.timestamp.seconds, envelope.timestamp.nanos),
+            (1, 2)
+        );
         assert_eq!(envelope.event.type_url, "containerd.events.TaskOOM");
     }
 }

@@ -217,7 +217,11 @@ fn line(at: SystemTime, level: Level, message: &str, pairs: &str) -> String {
     line.push_str(pairs);
     if line.len() >= MAX_LINE_BYTES {
         const CUT: &str = "... (cut)\"";
-        line.truncate(line.floor_char_boundary(MAX_LINE_BYTES - 1 - CUT.len()));
+        let mut end = MAX_LINE_BYTES - 1 - CUT.len();
+        while !line.is_char_boundary(end) {
+            end -= 1;
+        }
+        line.truncate(end);
         line.push_str(CUT);
     }
     line.push('\n');
@@ -382,11 +386,16 @@ mod tests {
         let subscriber = tracing_subscriber::registry()
             .with(Logfmt::new(lines.clone()).with_filter(LevelFilter::INFO));
         tracing::subscriber::with_default(subscriber, || {
-            let _in = tracing::info_span!("task", id = "c1", extra = tracing::field::Empty)
-                .entered();
+            let _in =
+                tracing::info_span!("task", id = "c1", extra = tracing::field::Empty).entered();
             tracing::Span::current().record("extra", "two words");
             let error = io::Error::from(io::ErrorKind::NotFound);
-            tracing::warn!(n = 3, error = &error as &dyn std::error::Error, "went {}", "wrong");
+            tracing::warn!(
+                n = 3,
+                error = &error as &dyn std::error::Error,
+                "went {}",
+                "wrong"
+            );
             tracing::debug!("not this");
         });
         let lines = lines.0.lock().unwrap().join("");

@@ -78,6 +78,25 @@ impl TaskError {
         }
     }
 
+    /// The same error with a note after its text.
+    #[must_use]
+    pub fn with_note(mut self, note: &str) -> Self {
+        let (Self::NotFound(text)
+        | Self::AlreadyExists(text)
+        | Self::FailedPrecondition(text)
+        | Self::InvalidArgument(text)
+        | Self::PermissionDenied(text)
+        | Self::Unimplemented(text)
+        | Self::Unavailable(text)
+        | Self::DeadlineExceeded(text)
+        | Self::ResourceExhausted(text)
+        | Self::Aborted(text)
+        | Self::Internal(text)
+        | Self::Canceled(text)) = &mut self;
+        *text = format!("{text} ({note})");
+        self
+    }
+
     /// An [`io::Error`] with what was being done; the code follows the errno.
     #[must_use]
     pub fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
@@ -171,7 +190,7 @@ pub fn unimplemented<T>(method: &'static str) -> ttrpc::Result<T> {
 }
 
 /// The text of a panic's payload.
-pub(crate) fn panic_text<'a>(payload: &'a (dyn std::any::Any + Send)) -> &'a str {
+pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
     if let Some(text) = payload.downcast_ref::<&'static str>() {
         text
     } else if let Some(text) = payload.downcast_ref::<String>() {
@@ -216,7 +235,10 @@ mod tests {
         }
         let (code, text) = status(guarded("Start", bad()).await.unwrap_err());
         assert_eq!(code, Code::INTERNAL);
-        assert!(text.starts_with("Start panicked: table 3 is empty"), "{text}");
+        assert!(
+            text.starts_with("Start panicked: table 3 is empty"),
+            "{text}"
+        );
     }
 
     #[tokio::test]

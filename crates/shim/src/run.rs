@@ -14,17 +14,21 @@ use crate::args::Flags;
 use crate::entry::{BoxError, Entry, init_log};
 use crate::events::{self, EventSink, Publisher};
 use crate::serve::{self, Shutdown};
+use crate::task::config;
 use crate::task::context::{STATE_ROOT, Shared};
+use crate::task::delete::{self, Removed};
 use crate::task::reaper::Reaper;
 use crate::task::service::Service;
-use crate::task::config;
-use crate::task::delete::{self, Removed};
 
 /// How long `delete` waits for containerd to take its events.
 const FORWARD_LIMIT: Duration = Duration::from_secs(3);
 
 /// The program's modes.
-pub const ENTRY: Entry = Entry { serve, delete: clean_up, annotations: HashMap::new };
+pub const ENTRY: Entry = Entry {
+    serve,
+    delete: clean_up,
+    annotations: HashMap::new,
+};
 
 /// The long-lived process: its zygote first, while there is one thread, then
 /// the service.
@@ -76,8 +80,13 @@ fn serve(flags: &Flags) -> Result<(), BoxError> {
 }
 
 fn publisher(flags: &Flags) -> Arc<Publisher> {
-    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_else(|_| format!("{}.ttrpc", flags.address));
-    Arc::new(Publisher::new(&address, &flags.namespace, events::Config::default()))
+    let address =
+        std::env::var("TTRPC_ADDRESS").unwrap_or_else(|_| format!("{}.ttrpc", flags.address));
+    Arc::new(Publisher::new(
+        &address,
+        &flags.namespace,
+        events::Config::default(),
+    ))
 }
 
 /// `delete`: containerd calls it when the shim's connection has ended.
@@ -99,12 +108,15 @@ fn forward_exits(flags: &Flags, removed: &[Removed]) -> Result<(), BoxError> {
     if removed.is_empty() {
         return Ok(());
     }
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let publisher = publisher(flags);
-        for Removed { id, exit } in removed {
-            let sink: &dyn EventSink = &*publisher;
-            events::exit(sink, id, id, 0, exit.status, exit.at);
-        }
-        Ok(publisher.flush(FORWARD_LIMIT).await?)
-    })
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let publisher = publisher(flags);
+            for Removed { id, exit } in removed {
+                let sink: &dyn EventSink = &*publisher;
+                events::exit(sink, id, id, 0, exit.status, exit.at);
+            }
+            Ok(publisher.flush(FORWARD_LIMIT).await?)
+        })
 }

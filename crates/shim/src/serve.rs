@@ -214,7 +214,9 @@ fn socket_file(listener: &UnixListener) -> Result<Option<Identity>, ServeError> 
         .local_addr()
         .map_err(failed("ask the listening socket for its name"))?;
     // A missing file (the bundle was cleaned meanwhile) is nothing to remove.
-    Ok(address.as_pathname().and_then(|path| Identity::of(path).ok()))
+    Ok(address
+        .as_pathname()
+        .and_then(|path| Identity::of(path).ok()))
 }
 
 struct Signals {
@@ -306,7 +308,10 @@ impl MethodHandler for Shared {
 /// methods answer. Other services pass unchanged.
 #[must_use]
 pub fn both_versions(mut services: HashMap<String, Service>) -> HashMap<String, Service> {
-    let Some(task) = services.remove(TASK_V3).or_else(|| services.remove(TASK_V2)) else {
+    let Some(task) = services
+        .remove(TASK_V3)
+        .or_else(|| services.remove(TASK_V2))
+    else {
         return services;
     };
     let mut twice = [HashMap::new(), HashMap::new()];
@@ -349,10 +354,40 @@ mod tests {
         token.wait().await;
     }
 
+    #[tokio::test]
+    async fn other_users_are_turned_away() {
+        use tokio::io::AsyncReadExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let own = rustix::process::geteuid().as_raw();
+        for (uid, served) in [(own, true), (own + 1, false)] {
+            let _ = std::fs::remove_file(&path);
+            let mut connections = SameUser {
+                listener: tokio::net::UnixListener::bind(&path).unwrap(),
+                uid,
+                pause: None,
+            };
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            let next = std::future::poll_fn(|cx| Pin::new(&mut connections).poll_next(cx));
+            let next = timeout(Duration::from_millis(50), next).await;
+            assert_eq!(next.is_ok(), served);
+            if !served {
+                assert_eq!(
+                    client.read(&mut [0]).await.unwrap(),
+                    0,
+                    "the connection stays"
+                );
+            }
+        }
+    }
+
     #[test]
     fn no_listener_is_explained() {
         let text = ServeError::NoListener("Bad file descriptor".into()).to_string();
-        assert!(text.contains("descriptor 3") && text.contains("start"), "{text}");
+        assert!(
+            text.contains("descriptor 3") && text.contains("start"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! The publisher against a containerd that restarts, dawdles, refuses or is not there.
+#![allow(clippy::unwrap_used, reason = "all of this is test code, helpers too")]
 
 mod fake;
 
@@ -134,7 +135,10 @@ async fn slow_is_waited_for() {
     let publisher = place.publisher(quick());
     let begun = Instant::now();
     send(&publisher, 0, 10);
-    assert!(begun.elapsed() < Duration::from_millis(20), "publishing blocks");
+    assert!(
+        begun.elapsed() < Duration::from_millis(20),
+        "publishing blocks"
+    );
     publisher.flush(LONG).await.unwrap();
     assert_eq!(daemon.seen(), want(0, 10));
 }

@@ -1,4 +1,5 @@
 //! The server over a real socket: both names of the Task service, shutdown, guarded calls.
+#![allow(clippy::unwrap_used, reason = "all of this is test code, helpers too")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -124,7 +125,11 @@ async fn both_names_of_the_task_service() {
         (serve::TASK_V2, "Connect", Ok(())),
         (serve::TASK_V3, "Connect", Ok(())),
         (serve::TASK_V2, "Nope", Err(Code::UNIMPLEMENTED)),
-        ("containerd.task.v4.Task", "Connect", Err(Code::INVALID_ARGUMENT)),
+        (
+            "containerd.task.v4.Task",
+            "Connect",
+            Err(Code::INVALID_ARGUMENT),
+        ),
     ] {
         let mut request = ttrpc::Request::new();
         request.service = service.into();

@@ -51,6 +51,9 @@ mod tests {
         let taken = take(number).unwrap();
         assert_eq!(taken.as_raw_fd(), number);
         assert!(take(number).is_err());
-        assert_eq!(take(1_000_000).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(
+            take(1_000_000).unwrap_err().raw_os_error(),
+            Some(libc::EBADF)
+        );
     }
 }

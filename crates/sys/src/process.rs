@@ -59,7 +59,10 @@ pub struct ExitCode(pub u32);
 ///
 /// `ECHILD` when the process is not a child of the caller or is reaped already.
 pub fn try_wait(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitCode>> {
-    wait_with(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+    wait_with(
+        WaitId::PidFd(pidfd),
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+    )
 }
 
 /// Waits for the child behind `pidfd` to end, and reaps it.
@@ -78,7 +81,10 @@ pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<ExitCode> {
 ///
 /// As [`try_wait`].
 pub fn reap(pid: Pid) -> io::Result<Option<ExitCode>> {
-    wait_with(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+    wait_with(
+        WaitId::Pid(pid),
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+    )
 }
 
 /// The id of some child that has ended and is not reaped yet. It stays so.
@@ -149,7 +155,11 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
             0,
         )
     };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// A sealed copy of the running executable, to be executed as
@@ -161,11 +171,8 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 /// What memfd_create(2), reading the executable or sealing say.
 pub fn sealed_self_exe() -> io::Result<OwnedFd> {
     let exe = File::open("/proc/self/exe")?;
-    let mem: File = rustix::fs::memfd_create(
-        "cryo",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )?
-    .into();
+    let mem: File =
+        rustix::fs::memfd_create("cryo", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into();
     io::copy(&mut &exe, &mut &mem)?;
     rustix::fs::fcntl_add_seals(
         mem.as_fd(),

@@ -9,12 +9,11 @@ use anyhow::Context as _;
 use crate::lab::{FIFOS, Node, SCRATCH};
 
 /// Folders of a node whose entries are counted, with how deep.
-const FOLDERS: [(&str, usize); 12] = [
+const FOLDERS: [(&str, usize); 11] = [
     ("/run/cryo", 4),
     ("/run/containerd/s", 1),
     ("/run/containerd/runc", 2),
     ("/run/containerd/io.containerd.runtime.v2.task", 2),
-    ("/run/containerd/fifo", 1),
     ("/run/netns", 1),
     ("/var/lib/containerd/io.containerd.runtime.v2.task", 2),
     (
@@ -76,7 +75,13 @@ impl Census {
             return;
         };
         for entry in entries.flatten() {
-            let name = format!("{name}/{}", entry.file_name().to_string_lossy());
+            let file = entry.file_name();
+            let file = file.to_string_lossy();
+            if file.starts_with("ctrd-checkpoint") {
+                // containerd's own, of every `ctr` restore (containerd#10166).
+                continue;
+            }
+            let name = format!("{name}/{file}");
             if depth > 1 {
                 self.files(&entry.path(), &name, depth - 1);
             }

@@ -349,6 +349,14 @@ pub struct SubscribeRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct PublishRequest {
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    #[prost(message, optional, tag = "2")]
+    pub event: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct Envelope {
     #[prost(message, optional, tag = "1")]
     pub timestamp: Option<Timestamp>,
@@ -644,6 +652,25 @@ impl Api {
                 "/containerd.services.images.v1.Images/Delete",
                 IdRequest { id: name.into() },
             )
+            .await?;
+        Ok(())
+    }
+
+    /// Publishes a task event of our own making.
+    pub async fn publish(&self, topic: &str, container_id: &str) -> Result<(), Status> {
+        let event = TaskEvent {
+            container_id: container_id.into(),
+        };
+        let request = PublishRequest {
+            topic: topic.into(),
+            event: Some(Any {
+                type_url: "containerd.events.TaskPaused".into(),
+                value: event.encode_to_vec(),
+            }),
+        };
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.events.v1.Events/Publish", request)
             .await?;
         Ok(())
     }

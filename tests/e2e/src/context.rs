@@ -86,7 +86,10 @@ impl Context {
     pub fn differs(&self, reason: &str) -> bool {
         let peer = self.inner.runtime == Runtime::Runc;
         if peer {
-            lock(&self.inner.differences).push(reason.into());
+            let mut noted = lock(&self.inner.differences);
+            if !noted.iter().any(|r| r == reason) {
+                noted.push(reason.into());
+            }
         }
         peer
     }

@@ -1,5 +1,6 @@
 //! containerd's events, collected in the background while a test runs.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use anyhow::{Context as _, bail};
 use prost::Message;
 
 use crate::containerd::{Api, TaskEvent, TaskExit};
+
+static BARRIERS: AtomicU32 = AtomicU32::new(0);
 
 /// One task event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,10 +43,14 @@ impl Events {
     /// When containerd refuses the subscription.
     pub async fn subscribe(api: &Api, namespace: &str) -> anyhow::Result<Self> {
         let filter = format!(r#"namespace=={namespace},topic~="^/tasks/""#);
-        let mut stream = api.subscribe(vec![filter]).await.context("subscribe")?;
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
+        let client = api.clone();
         let reader = tokio::spawn(async move {
+            // The answer begins with the first event, so this waits for it.
+            let Ok(mut stream) = client.subscribe(vec![filter]).await else {
+                return;
+            };
             while let Ok(Some(envelope)) = stream.message().await {
                 let bytes = envelope.event.unwrap_or_default().value;
                 let container = TaskEvent::decode(bytes.as_slice())
@@ -62,7 +69,19 @@ impl Events {
                     });
             }
         });
-        Ok(Self { seen, reader })
+        let events = Self { seen, reader };
+        // Subscribed is who sees an event that is published now.
+        let barrier = format!("barrier-{}", BARRIERS.fetch_add(1, Ordering::Relaxed));
+        for _ in 0..200 {
+            api.publish("/tasks/e2e", &barrier)
+                .await
+                .context("publish an event")?;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if !events.of(&barrier).is_empty() {
+                return Ok(events);
+            }
+        }
+        bail!("containerd sends no events within 2 s of the subscription")
     }
 
     /// What was seen of one container, in order.

@@ -15,7 +15,7 @@ use crate::rpc::Client;
 use crate::runtime::Runtime;
 
 /// The tests' own nodes: a developer's `node-a` is left alone.
-pub const NODES: [&str; 1] = ["e2e-a"];
+pub const NODES: [&str; 2] = ["e2e-a", "e2e-b"];
 
 /// The folder in a node under which the tests keep what they make (on disk).
 pub const SCRATCH: &str = "/var/tmp/cryo-e2e";
@@ -445,10 +445,16 @@ async fn run(args: &[&str], stdin: Option<&[u8]>) -> anyhow::Result<Finished> {
         .kill_on_drop(true)
         .spawn()
         .context("start hack/lab")?;
-    if let (Some(bytes), Some(mut pipe)) = (stdin, child.stdin.take()) {
-        pipe.write_all(bytes).await?;
-    }
-    let output = child.wait_with_output().await?;
+    // Beside the reading of its output, which may come before the input is at its end.
+    let pipe = child.stdin.take();
+    let feed = async {
+        if let (Some(bytes), Some(mut pipe)) = (stdin, pipe) {
+            // A command that ends without reading all of it is no failure of ours.
+            pipe.write_all(bytes).await.ok();
+        }
+    };
+    let ((), output) = tokio::join!(feed, child.wait_with_output());
+    let output = output?;
     let code = output.status.code().unwrap_or_else(|| {
         128 + std::os::unix::process::ExitStatusExt::signal(&output.status).unwrap_or(0)
     });

@@ -215,18 +215,23 @@ fn run_all(tests: Vec<Test>, runtime: Runtime, threads: usize, report: &mut Repo
             Ok(lab) => Arc::new(lab),
             Err(e) => return report.add("lab::up", Outcome::Failed(e)),
         };
-        println!("lab up in {:.1} s", started.elapsed().as_secs_f64());
+        if let Err(e) = warm_up(runtime, &lab).await {
+            report.add("lab::warm_up", Outcome::Failed(e));
+        }
+        println!(
+            "lab up and warm in {:.1} s",
+            started.elapsed().as_secs_f64()
+        );
         let before = census(lab.nodes()).await;
         run_in(&lab, tests, runtime, threads.max(1), report).await;
         let audit = match before {
-            Ok(before) => audit_all(lab.nodes(), &before).await,
+            Ok(before) => audit_all(lab.nodes(), &before, runtime).await,
             Err(e) => Err(e),
         };
-        let outcome = match audit {
-            Ok(()) => Outcome::Passed(Duration::ZERO),
-            Err(e) => Outcome::Failed(e),
-        };
-        report.add(AUDIT, outcome);
+        match audit {
+            Ok(differences) => report.take(AUDIT, differences, Outcome::Passed(Duration::ZERO)),
+            Err(e) => report.add(AUDIT, Outcome::Failed(e)),
+        }
         if let Some(lab) = Arc::into_inner(lab)
             && let Err(e) = lab.down()
         {
@@ -234,6 +239,22 @@ fn run_all(tests: Vec<Test>, runtime: Runtime, threads: usize, report: &mut Repo
         }
     });
     tokio.shutdown_background();
+}
+
+/// Runs a container and a pod on every node, so that the folders and cgroups that stay
+/// for the next ones are there before the first census.
+async fn warm_up(runtime: Runtime, lab: &Arc<Lab>) -> anyhow::Result<()> {
+    let cx = Context::new("warm_up", runtime, Arc::clone(lab));
+    let mut result = Ok(());
+    for node in lab.nodes() {
+        let (container, pod) =
+            tokio::join!(cx.shell(node, "true"), cx.pod(node, runtime.handler()));
+        if let Ok((container, _)) = &container {
+            container.finish().await.ok();
+        }
+        result = result.and(container.map(|_| ())).and(pod.map(|_| ()));
+    }
+    result.and(cx.clean_up().await)
 }
 
 async fn census(nodes: &[Node]) -> anyhow::Result<Vec<Census>> {
@@ -244,15 +265,26 @@ async fn census(nodes: &[Node]) -> anyhow::Result<Vec<Census>> {
     Ok(all)
 }
 
-async fn audit_all(nodes: &[Node], before: &[Census]) -> anyhow::Result<()> {
+/// Fails when something was left behind; what the peer is known to leave comes back.
+async fn audit_all(
+    nodes: &[Node],
+    before: &[Census],
+    runtime: Runtime,
+) -> anyhow::Result<Vec<String>> {
     let mut lines = Vec::new();
+    let mut known = Vec::new();
     for (node, before) in nodes.iter().zip(before) {
         for left in audit::left_behind(node, before).await? {
-            lines.push(format!("{}: {left}", node.name()));
+            if runtime == Runtime::Runc && left.starts_with("file /run/containerd/s/") {
+                known =
+                    vec!["the Go shim's delete leaves the socket of a shim that was killed".into()];
+            } else {
+                lines.push(format!("{}: {left}", node.name()));
+            }
         }
     }
     if lines.is_empty() {
-        return Ok(());
+        return Ok(known);
     }
     Err(anyhow!("left behind:\n  {}", lines.join("\n  ")))
 }
@@ -345,6 +377,16 @@ fn log_lengths(nodes: &[Node]) -> Vec<u64> {
         .collect()
 }
 
+/// Lines of containerd's log that say nothing about a failed test.
+const NOISE: [&str; 4] = [
+    "level=info",
+    "level=debug",
+    // CRI looks at checkpoint images of `ctr`.
+    "Failed to handle event name",
+    // The Go shim's delete after a create that was refused.
+    "failed to read init pid file",
+];
+
 /// The last lines of containerd's logs since then that are warnings or errors.
 fn log_since(nodes: &[Node], lengths: &[u64]) -> Vec<String> {
     let mut lines = Vec::new();
@@ -356,7 +398,7 @@ fn log_since(nodes: &[Node], lengths: &[u64]) -> Vec<String> {
         let text = String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).into_owned();
         let notable: Vec<&str> = text
             .lines()
-            .filter(|l| !l.contains("level=info") && !l.contains("level=debug"))
+            .filter(|line| !NOISE.iter().any(|noise| line.contains(noise)))
             .collect();
         let skipped = notable.len().saturating_sub(12);
         for line in notable.into_iter().skip(skipped) {

@@ -271,7 +271,8 @@ mod tests {
         )
         .unwrap();
         // printf %s /run/containerd/containerd.sock/default/c1 | sha256sum
-        let want = "/run/containerd/s/d25aa4ef11a84e954e74a5bcff06557d0b6ea8d0c00243896f29826694bbd888";
+        let want =
+            "/run/containerd/s/d25aa4ef11a84e954e74a5bcff06557d0b6ea8d0c00243896f29826694bbd888";
         assert_eq!(got, Path::new(want));
         assert_eq!(got.as_os_str().len(), 82);
         assert_eq!(
@@ -365,7 +366,9 @@ mod tests {
 
     #[test]
     fn errors_name_the_path() {
-        let error = listen(Path::new("/proc/nowhere/s")).unwrap_err().to_string();
+        let error = listen(Path::new("/proc/nowhere/s"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("/proc/nowhere"), "{error}");
     }
 }

@@ -344,10 +344,7 @@ mod tests {
     #[test]
     fn socket_dir_is_found_again() {
         let bundle = tempfile::tempdir().unwrap();
-        assert_eq!(
-            socket_dir_of(bundle.path()),
-            Path::new("/run/containerd/s")
-        );
+        assert_eq!(socket_dir_of(bundle.path()), Path::new("/run/containerd/s"));
         for dir in ["/run/one", "/run/two"] {
             link_socket_dir(bundle.path(), Path::new(dir)).unwrap();
             assert_eq!(socket_dir_of(bundle.path()), Path::new(dir));
@@ -369,7 +366,10 @@ mod tests {
             ..Flags::default()
         };
         let text = start(&flags, &env).unwrap_err().to_string();
-        assert!(text.starts_with("read ") && text.contains("config.json"), "{text}");
+        assert!(
+            text.starts_with("read ") && text.contains("config.json"),
+            "{text}"
+        );
         assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 0);
     }
 }

@@ -1,9 +1,245 @@
-//! Checkpoint.
-use super::container::CheckpointRequest;
-use super::context::Context;
-use crate::rpc::TaskError;
+//! Checkpoint: a container becomes image files, and goes on as it was.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cryo_checkpoint::descriptors::{Descriptors, StdioKey};
+use cryo_checkpoint::layout;
+use cryo_criu::request::NetworkLockMethod;
+use cryo_criu::{Control, DumpOptions, External};
+use cryo_engine::{mountpoint, spec};
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
-/// x
-pub fn run(_: &Context, _: Pid, _: bool, _: &CheckpointRequest) -> Result<(), TaskError> {
-    Err(TaskError::Unimplemented("not yet".into()))
+
+use super::container::CheckpointRequest;
+use super::context::{Context, internal};
+use super::criu::{self, WorkDir};
+use crate::rpc::TaskError;
+
+/// How long a freeze or thaw may take.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Dumps the container whose first process is `pid`. Blocks.
+///
+/// Frozen before or not, afterwards it is as it was, unless `request.exit` ends
+/// it. Image files are written only whole: a failure removes them.
+///
+/// # Errors
+///
+/// FailedPrecondition when something about the container or the node has to
+/// change first, ResourceExhausted for a full disk, else the cause.
+pub fn run(
+    context: &Context,
+    pid: Pid,
+    paused: bool,
+    request: &CheckpointRequest,
+) -> Result<(), TaskError> {
+    let criu = criu::find(context)?;
+    let images = Images::create(&request.images)?;
+    let work = WorkDir::create(context, "dump")?;
+    let descriptors = images.path.join(layout::DESCRIPTORS);
+    stdio_of(pid)
+        .and_then(|d| fs::write(&descriptors, d))
+        .map_err(|e| TaskError::io(format_args!("cannot write {}", descriptors.display()), &e))?;
+
+    let options = DumpOptions {
+        root: Some(context.record.rootfs()),
+        leave_running: !request.exit,
+        tcp_established: request.open_tcp,
+        ext_unix_sk: request.external_unix_sockets,
+        shell_job: request.terminal,
+        file_locks: request.file_locks,
+        orphan_pts_master: true,
+        empty_netns: request.empty_namespaces.iter().any(|n| n == "network"),
+        external: externals(context, pid)?,
+        freeze_cgroup: Some(context.cgroups.freezer_dir().map_err(internal)?),
+        // The lock is for connections; taking it costs frozen time.
+        network_lock: Some(if request.open_tcp {
+            NetworkLockMethod::Nftables
+        } else {
+            NetworkLockMethod::Skip
+        }),
+        ..DumpOptions::new(pid.as_raw_nonzero().get(), images.open()?, work.path())
+    };
+    let thaw = if paused {
+        None
+    } else {
+        Some(Thaw::after_freezing(context)?)
+    };
+    let control = Control {
+        deadline: request.deadline,
+        ..Control::default()
+    };
+    let result = criu.dump(options, &mut (), &control);
+    drop(thaw);
+    result.map_err(|e| work.failed(context, "dump", e))?;
+
+    if let Some(to) = &request.work {
+        hand_over(work.path(), to)?;
+    }
+    images.keep();
+    Ok(())
+}
+
+/// The image directory; removed again, with what is in it, unless kept.
+#[derive(Debug)]
+struct Images {
+    path: PathBuf,
+    /// It was there before, so only its content is ours.
+    was_there: bool,
+    kept: bool,
+}
+
+impl Images {
+    fn create(path: &Path) -> Result<Self, TaskError> {
+        let was_there = path.exists();
+        let failed = |e| {
+            TaskError::io(
+                format_args!("cannot make the image directory {}", path.display()),
+                &e,
+            )
+        };
+        fs::create_dir_all(path).map_err(failed)?;
+        if fs::read_dir(path).map_err(failed)?.next().is_some() {
+            return Err(TaskError::AlreadyExists(format!(
+                "the image directory {} is not empty: remove it, or name another",
+                path.display()
+            )));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            was_there,
+            kept: false,
+        })
+    }
+
+    fn open(&self) -> Result<std::os::fd::OwnedFd, TaskError> {
+        fs::File::open(&self.path)
+            .map(Into::into)
+            .map_err(|e| TaskError::io(format_args!("cannot open {}", self.path.display()), &e))
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        let removed = if self.was_there {
+            fs::read_dir(&self.path).and_then(|entries| {
+                entries
+                    .flatten()
+                    .try_for_each(|e| fs::remove_file(e.path()))
+            })
+        } else {
+            fs::remove_dir_all(&self.path)
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%error, path = %self.path.display(), "parts of a failed checkpoint stay");
+        }
+    }
+}
+
+/// A freeze of ours, taken back at the end whatever happens.
+struct Thaw<'a>(&'a Context);
+
+impl<'a> Thaw<'a> {
+    fn after_freezing(context: &'a Context) -> Result<Self, TaskError> {
+        // CRIU looks every 100 ms only whether it has frozen a cgroup.
+        context.cgroups.freeze(FREEZE_LIMIT).map_err(internal)?;
+        Ok(Self(context))
+    }
+}
+
+impl Drop for Thaw<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.cgroups.thaw(FREEZE_LIMIT) {
+            tracing::error!(%error, "the container stays frozen");
+        }
+    }
+}
+
+fn externals(context: &Context, pid: Pid) -> Result<Vec<External>, TaskError> {
+    let mut external = Vec::new();
+    for mount in criu::outside_mounts(context)? {
+        external.push(External::mount(&mount.key, &mount.key).map_err(internal)?);
+    }
+    for (kind, file, make) in [
+        (
+            LinuxNamespaceType::Network,
+            "net",
+            External::netns as fn(u64) -> External,
+        ),
+        (LinuxNamespaceType::Pid, "pid", External::pidns),
+    ] {
+        if let spec::Namespace::Path(_) = spec::namespace(&context.spec, kind) {
+            let path = format!("/proc/{}/ns/{file}", pid.as_raw_nonzero());
+            let (_, inode) = mountpoint::open_namespace(Path::new(&path))
+                .map_err(|e| TaskError::io(format_args!("cannot open {path}"), &e))?;
+            external.push(make(inode));
+        }
+    }
+    Ok(external)
+}
+
+/// What the first process has as its streams: a restore puts new ones there.
+fn stdio_of(pid: Pid) -> io::Result<String> {
+    let link = |n: u32| {
+        fs::read_link(format!("/proc/{}/fd/{n}", pid.as_raw_nonzero()))
+            .map(|target| StdioKey::parse(&target.to_string_lossy()))
+            // Closed by the container.
+            .unwrap_or_else(|_| StdioKey::Path("/dev/null".to_owned()))
+    };
+    Descriptors([link(0), link(1), link(2)])
+        .to_json()
+        .map_err(io::Error::other)
+}
+
+/// Log and statistics go where the client wants them.
+fn hand_over(work: &Path, to: &Path) -> Result<(), TaskError> {
+    let copy = |name: &str| {
+        let (from, to) = (work.join(name), to.join(name));
+        fs::copy(&from, &to)
+            .map(drop)
+            .map_err(|e| TaskError::io(format_args!("cannot write {}", to.display()), &e))
+    };
+    fs::create_dir_all(to)
+        .map_err(|e| TaskError::io(format_args!("cannot make {}", to.display()), &e))?;
+    copy(layout::DUMP_LOG)?;
+    copy(layout::STATS_DUMP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_vanish_unless_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        let images = Images::create(&path).unwrap();
+        fs::write(path.join("core-1.img"), "x").unwrap();
+        drop(images);
+        assert!(!path.exists());
+
+        fs::create_dir_all(&path).unwrap();
+        let images = Images::create(&path).unwrap();
+        fs::write(path.join("core-1.img"), "x").unwrap();
+        drop(images);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+
+        let images = Images::create(&path).unwrap();
+        fs::write(path.join("core-1.img"), "x").unwrap();
+        images.keep();
+        assert!(path.join("core-1.img").exists());
+        let error = Images::create(&path).unwrap_err();
+        assert!(matches!(&error, TaskError::AlreadyExists(_)), "{error}");
+        assert!(path.join("core-1.img").exists());
+    }
 }

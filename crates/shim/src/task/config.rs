@@ -10,16 +10,6 @@ use crate::rpc::TaskError;
 /// Where the configuration is. Every key is optional, and so is the file.
 pub const PATH: &str = "/etc/cryo/config.toml";
 
-/// Where CRIU is looked for when the configuration names none.
-const CRIU_PLACES: [&str; 6] = [
-    "/usr/local/sbin/criu",
-    "/usr/local/bin/criu",
-    "/usr/sbin/criu",
-    "/usr/bin/criu",
-    "/sbin/criu",
-    "/bin/criu",
-];
-
 /// The node's configuration, read afresh for each operation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -47,24 +37,15 @@ impl Config {
             Ok(text) => Self::parse(&text)
                 .map_err(|e| TaskError::FailedPrecondition(format!("{}: {e}", path.display()))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(e) => Err(TaskError::io(format_args!("cannot read {}", path.display()), &e)),
+            Err(e) => Err(TaskError::io(
+                format_args!("cannot read {}", path.display()),
+                &e,
+            )),
         }
     }
 
     fn parse(text: &str) -> Result<Self, toml::de::Error> {
         toml::from_str(text)
-    }
-
-    /// The CRIU executable to use.
-    #[must_use]
-    pub fn criu_path(&self) -> PathBuf {
-        self.criu.path.clone().unwrap_or_else(|| {
-            CRIU_PLACES
-                .iter()
-                .map(PathBuf::from)
-                .find(|p| p.is_file())
-                .unwrap_or_else(|| PathBuf::from("/usr/sbin/criu"))
-        })
     }
 }
 
@@ -76,13 +57,16 @@ mod tests {
     fn every_key_is_optional_and_unknown_ones_are_named() {
         assert_eq!(Config::parse("").unwrap(), Config::default());
         let config = Config::parse("[criu]\npath = \"/opt/criu\"\n").unwrap();
-        assert_eq!(config.criu_path(), Path::new("/opt/criu"));
+        assert_eq!(config.criu.path.as_deref(), Some(Path::new("/opt/criu")));
         let error = Config::parse("[criu]\npaht = \"/opt/criu\"\n").unwrap_err();
         assert!(error.to_string().contains("paht"), "{error}");
     }
 
     #[test]
     fn a_missing_file_is_an_empty_one() {
-        assert_eq!(Config::load(Path::new("/nonexistent/x")).unwrap(), Config::default());
+        assert_eq!(
+            Config::load(Path::new("/nonexistent/x")).unwrap(),
+            Config::default()
+        );
     }
 }

@@ -75,7 +75,11 @@ enum Command {
     Resume(Reply<()>),
     Checkpoint(CheckpointRequest, Reply<()>),
     Delete(Reply<Exit>),
-    Kill { signal: i32, all: bool, reply: Reply<()> },
+    Kill {
+        signal: i32,
+        all: bool,
+        reply: Reply<()>,
+    },
     Pids(Reply<Vec<u32>>),
     CloseStdin(Reply<()>),
     Exited(Exit),
@@ -85,10 +89,23 @@ enum Command {
 /// The end of an operation that ran beside the actor.
 #[derive(Debug)]
 enum Done {
-    Started { result: Result<Option<(Pid, Hold)>, TaskError>, reply: Reply<Pid> },
-    Switched { result: Result<(), TaskError>, reply: Reply<()> },
-    Checkpointed { path: PathBuf, result: Result<(), TaskError>, reply: Reply<()> },
-    Deleted { result: Result<(), TaskError>, reply: Reply<Exit> },
+    Started {
+        result: Result<Option<(Pid, Hold)>, TaskError>,
+        reply: Reply<Pid>,
+    },
+    Switched {
+        result: Result<(), TaskError>,
+        reply: Reply<()>,
+    },
+    Checkpointed {
+        path: PathBuf,
+        result: Result<(), TaskError>,
+        reply: Reply<()>,
+    },
+    Deleted {
+        result: Result<(), TaskError>,
+        reply: Reply<Exit>,
+    },
 }
 
 /// A running container as the service sees it.
@@ -128,7 +145,11 @@ impl Container {
             actor.watch(pid)?;
         }
         tokio::spawn(actor.run(inbox));
-        Ok(Self { context, commands, exit })
+        Ok(Self {
+            context,
+            commands,
+            exit,
+        })
     }
 
     /// What it was made from.
@@ -142,7 +163,10 @@ impl Container {
         // A failed send shows as an answer that never comes.
         let _ = self.commands.send(command(sender)).await;
         receiver.await.unwrap_or_else(|_| {
-            Err(TaskError::NotFound(format!("container {} is gone", self.context.id())))
+            Err(TaskError::NotFound(format!(
+                "container {} is gone",
+                self.context.id()
+            )))
         })
     }
 
@@ -236,7 +260,10 @@ impl Container {
         let mut exit = self.exit.clone();
         let ended = exit.wait_for(Option::is_some).await.ok().and_then(|e| *e);
         ended.ok_or_else(|| {
-            TaskError::NotFound(format!("container {} was deleted before it ran", self.context.id()))
+            TaskError::NotFound(format!(
+                "container {} was deleted before it ran",
+                self.context.id()
+            ))
         })
     }
 }
@@ -354,7 +381,11 @@ impl Actor {
             move |context| match ends {
                 Some(ends) => Ok(Some((restore::run(context, ends)?, hold))),
                 None => {
-                    context.shared.engine.start(&context.target()).map_err(from_engine)?;
+                    context
+                        .shared
+                        .engine
+                        .start(&context.target())
+                        .map_err(from_engine)?;
                     Ok(None)
                 }
             },
@@ -369,8 +400,12 @@ impl Actor {
         self.beside(
             move |context| {
                 let cgroups = &context.cgroups;
-                if op == Op::Pause { cgroups.freeze(FREEZE_LIMIT) } else { cgroups.thaw(FREEZE_LIMIT) }
-                    .map_err(internal)
+                if op == Op::Pause {
+                    cgroups.freeze(FREEZE_LIMIT)
+                } else {
+                    cgroups.thaw(FREEZE_LIMIT)
+                }
+                .map_err(internal)
             },
             |result| Done::Switched { result, reply },
         );
@@ -393,7 +428,11 @@ impl Actor {
                 let _hold = hold;
                 checkpoint::run(context, pid, paused, &request)
             },
-            |result| Done::Checkpointed { path, result, reply },
+            |result| Done::Checkpointed {
+                path,
+                result,
+                reply,
+            },
         );
     }
 
@@ -403,7 +442,8 @@ impl Actor {
         }
         if let Some(init) = &self.init {
             // Only a created container's still lives.
-            let _ = process::send_signal(init.pidfd.as_fd(), rustix::process::Signal::KILL.as_raw());
+            let _ =
+                process::send_signal(init.pidfd.as_fd(), rustix::process::Signal::KILL.as_raw());
         }
         let started = self.init.is_some();
         let mut exit = self.exit.subscribe();
@@ -420,13 +460,17 @@ impl Actor {
                 tokio::task::spawn_blocking(move || {
                     let restored = context.checkpoint.is_some();
                     let engine = context.shared.engine.as_ref();
-                    context.record.remove_all(&context.state_dir(), engine, restored)
+                    context
+                        .record
+                        .remove_all(&context.state_dir(), engine, restored)
                 })
             };
             let (result, ()) = tokio::join!(removed, stdio.drain(DRAIN_LIMIT));
             let result = result.unwrap_or_else(|e| Err(internal(e)));
             if let Some(outbox) = outbox.upgrade() {
-                let _ = outbox.send(Command::Done(Done::Deleted { result, reply })).await;
+                let _ = outbox
+                    .send(Command::Done(Done::Deleted { result, reply }))
+                    .await;
             }
         });
     }
@@ -467,7 +511,11 @@ impl Actor {
     fn pids(&self) -> Vec<u32> {
         let mut pids = self.context.cgroups.pids().unwrap_or_default();
         if pids.is_empty() {
-            pids.push(self.init.as_ref().map_or(0, |i| i.pid.as_raw_nonzero().get().unsigned_abs()));
+            pids.push(
+                self.init
+                    .as_ref()
+                    .map_or(0, |i| i.pid.as_raw_nonzero().get().unsigned_abs()),
+            );
         }
         pids
     }
@@ -482,8 +530,18 @@ impl Actor {
     }
 
     fn tell_exit(&self, exit: Exit) {
-        let pid = self.init.as_ref().map_or(0, |i| i.pid.as_raw_nonzero().get().unsigned_abs());
-        events::exit(&*self.context.shared.events, self.context.id(), self.context.id(), pid, exit.status, exit.at);
+        let pid = self
+            .init
+            .as_ref()
+            .map_or(0, |i| i.pid.as_raw_nonzero().get().unsigned_abs());
+        events::exit(
+            &*self.context.shared.events,
+            self.context.id(),
+            self.context.id(),
+            pid,
+            exit.status,
+            exit.at,
+        );
         self.exit.send_replace(Some(exit));
     }
 
@@ -519,7 +577,11 @@ impl Actor {
                 self.state.end(result.is_ok());
                 answer(reply, result);
             }
-            Done::Checkpointed { path, result, reply } => {
+            Done::Checkpointed {
+                path,
+                result,
+                reply,
+            } => {
                 if result.is_ok() {
                     events::checkpointed(sink, self.context.id(), &path.to_string_lossy());
                 }
@@ -533,10 +595,20 @@ impl Actor {
                     Ok(()) => {
                         let exit = match self.state.phase() {
                             Phase::Stopped(exit) => exit,
-                            _ => Exit { status: 0, at: std::time::SystemTime::now() },
+                            _ => Exit {
+                                status: 0,
+                                at: std::time::SystemTime::now(),
+                            },
                         };
                         let pid = self.init.as_ref().map_or(0, |i| raw(i.pid));
-                        events::delete(sink, self.context.id(), self.context.id(), pid, exit.status, exit.at);
+                        events::delete(
+                            sink,
+                            self.context.id(),
+                            self.context.id(),
+                            pid,
+                            exit.status,
+                            exit.at,
+                        );
                         answer(reply, Ok(exit));
                         return std::ops::ControlFlow::Break(());
                     }

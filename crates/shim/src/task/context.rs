@@ -145,7 +145,12 @@ impl Record {
     /// # Errors
     ///
     /// The first thing that stays; the rest is removed all the same.
-    pub fn remove_all(&self, state_dir: &Path, engine: &dyn Engine, restored: bool) -> Result<(), TaskError> {
+    pub fn remove_all(
+        &self,
+        state_dir: &Path,
+        engine: &dyn Engine,
+        restored: bool,
+    ) -> Result<(), TaskError> {
         let mut first: Option<TaskError> = None;
         let mut note = |result: Result<(), TaskError>| {
             if let Err(error) = result {
@@ -159,7 +164,11 @@ impl Record {
             note(cgroups.kill(KILL_LIMIT).map_err(internal));
         }
         if restored {
-            note(engine.hooks(&target, &[cryo_engine::HookPhase::Poststop], 0).map_err(from_engine));
+            note(
+                engine
+                    .hooks(&target, &[cryo_engine::HookPhase::Poststop], 0)
+                    .map_err(from_engine),
+            );
         } else {
             note(engine.delete(&target).map_err(from_engine));
         }
@@ -170,7 +179,10 @@ impl Record {
         if let Err(e) = std::fs::remove_dir_all(state_dir)
             && e.kind() != io::ErrorKind::NotFound
         {
-            note(Err(TaskError::io(format_args!("cannot remove {}", state_dir.display()), &e)));
+            note(Err(TaskError::io(
+                format_args!("cannot remove {}", state_dir.display()),
+                &e,
+            )));
         }
         first.map_or(Ok(()), Err)
     }
@@ -200,7 +212,7 @@ pub fn internal(error: impl std::error::Error) -> TaskError {
     TaskError::Internal(with_causes(&error))
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

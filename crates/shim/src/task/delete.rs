@@ -40,7 +40,10 @@ pub fn run(
     engine: &dyn Engine,
 ) -> Result<Vec<Removed>, TaskError> {
     let mut first = None;
-    let mut removed = vec![Removed { id: id.to_owned(), exit: killed() }];
+    let mut removed = vec![Removed {
+        id: id.to_owned(),
+        exit: killed(),
+    }];
     for record in records(&state_root.join(namespace)) {
         let member = record.group == id && record.id != id;
         if record.id != id && !member {
@@ -53,14 +56,20 @@ pub fn run(
             first.get_or_insert(error);
         }
         if member {
-            removed.push(Removed { id: record.id, exit: killed() });
+            removed.push(Removed {
+                id: record.id,
+                exit: killed(),
+            });
         }
     }
     first.map_or(Ok(removed), Err)
 }
 
 fn killed() -> Exit {
-    Exit { status: KILLED, at: SystemTime::now() }
+    Exit {
+        status: KILLED,
+        at: SystemTime::now(),
+    }
 }
 
 fn records(dir: &Path) -> Vec<Record> {

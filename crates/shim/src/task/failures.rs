@@ -15,13 +15,24 @@ const MAX_BYTES: u64 = 1024 * 1024;
 
 /// Keeps `log` under a name that says what failed. Answers where, unless it
 /// cannot be kept: then the failure at hand is still the one to report.
-pub(super) fn keep(dir: &Path, log: &Path, operation: &str, namespace: &str, id: &str) -> Option<PathBuf> {
+pub(super) fn keep(
+    dir: &Path,
+    log: &Path,
+    operation: &str,
+    namespace: &str,
+    id: &str,
+) -> Option<PathBuf> {
     let text = tail(log)?;
     fs::create_dir_all(dir).ok()?;
-    let stamp = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_millis();
+    let stamp = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()?
+        .as_millis();
     let path = dir.join(format!("{stamp}-{operation}-{namespace}-{id}.log"));
     let partial = path.with_extension("partial");
-    fs::write(&partial, text).and_then(|()| fs::rename(&partial, &path)).ok()?;
+    fs::write(&partial, text)
+        .and_then(|()| fs::rename(&partial, &path))
+        .ok()?;
     prune(dir);
     Some(path)
 }
@@ -30,7 +41,8 @@ fn tail(log: &Path) -> Option<Vec<u8>> {
     use std::io::{Read as _, Seek as _, SeekFrom};
     let mut file = fs::File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(MAX_BYTES))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_BYTES)))
+        .ok()?;
     let mut text = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut text).ok()?;
     Some(text)

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod container;
 pub mod context;
+mod criu;
 pub mod delete;
 mod failures;
 pub mod reaper;

@@ -105,7 +105,10 @@ impl Reaper {
             };
             reaper.lock().owned.remove(&pid.as_raw_nonzero().get());
             // Its owner may be gone; then nobody wants to know.
-            let _ = sender.send(Exit { status, at: SystemTime::now() });
+            let _ = sender.send(Exit {
+                status,
+                at: SystemTime::now(),
+            });
             reaper.sweep();
         });
         Ok((pidfd, receiver))

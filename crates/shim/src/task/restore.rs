@@ -1,9 +1,228 @@
-//! Restore.
-use super::context::Context;
-use super::stdio::ContainerEnds;
-use crate::rpc::TaskError;
+//! Restore: image files become a container.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use cryo_checkpoint::image_dir::{self, ImageDir};
+use cryo_criu::request::{EXTERNAL_NETNS, EXTERNAL_PIDNS, JoinKind, JoinNs, NetworkLockMethod};
+use cryo_criu::{Bind, Control, Event, External, MountPlan, Refusal, RestoreOptions};
+use cryo_engine::{HookPhase, mountpoint, spec};
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
-/// x
-pub fn run(_: &Context, _: ContainerEnds) -> Result<Pid, TaskError> {
-    Err(TaskError::Unimplemented("not yet".into()))
+
+use super::context::{Context, from_engine, internal, with_causes};
+use super::criu::{self, WorkDir};
+use super::stdio::{self, ContainerEnds};
+use crate::rpc::TaskError;
+
+/// How long killed processes get to disappear.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Restores the container from `context.checkpoint` and answers its first
+/// process, a child of this one. Blocks.
+///
+/// # Errors
+///
+/// FailedPrecondition when the checkpoint is not whole or does not fit, else
+/// the cause. Then nothing of the container runs, and its cgroups are gone.
+pub fn run(context: &Context, ends: ContainerEnds) -> Result<Pid, TaskError> {
+    let criu = criu::find(context)?;
+    let images = open_images(context)?;
+    mountpoint::make_all(&context.record.rootfs(), &context.spec).map_err(internal)?;
+    let half_done = HalfDone(Some(context));
+    context.cgroups.create().map_err(internal)?;
+    context
+        .shared
+        .engine
+        .limit(&context.target())
+        .map_err(from_engine)?;
+
+    let work = WorkDir::create(context, "restore")?;
+    let root = work.path().join("root");
+    fs::create_dir_all(&root)
+        .map_err(|e| TaskError::io(format_args!("cannot make {}", root.display()), &e))?;
+    let (inherit_fds, join_ns) = namespaces(context)?;
+    let mut options = RestoreOptions {
+        // CRIU wants a root that is a mount; it is one in CRIU's own mount
+        // namespace, and so ends with it.
+        mounts: Some(MountPlan {
+            binds: vec![Bind {
+                source: context.record.rootfs(),
+                target: root.clone(),
+            }],
+        }),
+        root: Some(root),
+        rst_sibling: true,
+        // These permit what the images hold; the dump has decided.
+        tcp_established: true,
+        ext_unix_sk: true,
+        file_locks: true,
+        evasive_devices: true,
+        orphan_pts_master: true,
+        external: externals(context)?,
+        inherit_fds,
+        join_ns,
+        network_lock: Some(network_lock(&images)?),
+        ..RestoreOptions::new(clone_dir(&images)?, work.path())
+    };
+    options.inherit_fds.extend(streams(&images, ends)?);
+
+    let mut notify = |event: &Event, _: Option<OwnedFd>| match event {
+        Event::SetupNamespaces { pid } => set_up(context, *pid).map_err(|e| Refusal(e.to_string())),
+        _ => Ok(()),
+    };
+    let restored = criu
+        .restore(options, &mut notify, &Control::default())
+        .map_err(|e| work.failed(context, "restore", e))?;
+    let pid = Pid::from_raw(restored.pid)
+        .ok_or_else(|| TaskError::Internal("CRIU restored a process without an id".to_owned()))?;
+    let poststart =
+        context
+            .shared
+            .engine
+            .hooks(&context.target(), &[HookPhase::Poststart], restored.pid);
+    if let Err(error) = poststart {
+        return Err(from_engine(error));
+    }
+    half_done.done();
+    Ok(pid)
+}
+
+/// Kills what there is of a restore that failed.
+struct HalfDone<'a>(Option<&'a Context>);
+
+impl HalfDone<'_> {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for HalfDone<'_> {
+    fn drop(&mut self) {
+        let Some(context) = self.0 else {
+            return;
+        };
+        let undone = context
+            .cgroups
+            .kill(KILL_LIMIT)
+            .and_then(|()| context.cgroups.remove());
+        if let Err(error) = undone {
+            tracing::error!(%error, "parts of a failed restore stay");
+        }
+    }
+}
+
+fn open_images(context: &Context) -> Result<ImageDir, TaskError> {
+    let path = context.checkpoint.as_ref().ok_or_else(|| {
+        TaskError::FailedPrecondition("the container was not made from a checkpoint".to_owned())
+    })?;
+    image_dir::check(path).map_err(|e| {
+        TaskError::FailedPrecondition(format!(
+            "{}: {}: {}",
+            path.display(),
+            with_causes(&e),
+            e.hint()
+        ))
+    })
+}
+
+fn clone_dir(images: &ImageDir) -> Result<OwnedFd, TaskError> {
+    images
+        .fd()
+        .try_clone_to_owned()
+        .map_err(|e| TaskError::io("cannot pass on the image directory", &e))
+}
+
+fn externals(context: &Context) -> Result<Vec<External>, TaskError> {
+    criu::outside_mounts(context)?
+        .iter()
+        .map(|m| External::mount(&m.key, &m.source).map_err(internal))
+        .collect()
+}
+
+type InheritedFds = Vec<(String, OwnedFd)>;
+
+/// Namespaces that the spec names by a path: given to CRIU, or joined.
+fn namespaces(context: &Context) -> Result<(InheritedFds, Vec<JoinNs>), TaskError> {
+    let mut inherited = Vec::new();
+    for (kind, key) in [
+        (LinuxNamespaceType::Network, EXTERNAL_NETNS),
+        (LinuxNamespaceType::Pid, EXTERNAL_PIDNS),
+    ] {
+        if let spec::Namespace::Path(path) = spec::namespace(&context.spec, kind) {
+            let (fd, _) = mountpoint::open_namespace(&path).map_err(|e| {
+                TaskError::io(
+                    format_args!("cannot open the namespace {}", path.display()),
+                    &e,
+                )
+            })?;
+            inherited.push((key.to_owned(), fd));
+        }
+    }
+    let mut join = Vec::new();
+    for (kind, join_kind) in [
+        (LinuxNamespaceType::Ipc, JoinKind::Ipc),
+        (LinuxNamespaceType::Uts, JoinKind::Uts),
+    ] {
+        if let spec::Namespace::Path(path) = spec::namespace(&context.spec, kind) {
+            join.push(JoinNs {
+                kind: join_kind,
+                path,
+                extra: None,
+            });
+        }
+    }
+    Ok((inherited, join))
+}
+
+/// The lock of the dump is taken away by the same method.
+fn network_lock(images: &ImageDir) -> Result<NetworkLockMethod, TaskError> {
+    let path = format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&images.fd())
+    );
+    let entries = fs::read_dir(path).map_err(|e| TaskError::io("cannot list the images", &e))?;
+    let connections = entries
+        .flatten()
+        .any(|e| e.file_name().to_string_lossy().starts_with("tcp-stream-"));
+    Ok(if connections {
+        NetworkLockMethod::Nftables
+    } else {
+        NetworkLockMethod::Skip
+    })
+}
+
+/// The new streams under the names of the old ones.
+fn streams(images: &ImageDir, ends: ContainerEnds) -> Result<InheritedFds, TaskError> {
+    let mut seen = HashSet::new();
+    let mut fds = Vec::new();
+    for (key, end) in images.stdio_keys().iter().zip(ends) {
+        let Some(key) = key
+            .as_ref()
+            .filter(|k| k.is_stream())
+            .and_then(|k| k.inherit_key())
+        else {
+            continue;
+        };
+        if seen.insert(key.clone()) {
+            let fd = end
+                .map_or_else(stdio::null, Ok)
+                .map_err(|e| TaskError::io("cannot open /dev/null", &e))?;
+            fds.push((key, fd));
+        }
+    }
+    Ok(fds)
+}
+
+/// The first process is there, alone: what it forks inherits its cgroups.
+fn set_up(context: &Context, pid: i32) -> Result<(), TaskError> {
+    context.cgroups.join(pid.unsigned_abs()).map_err(internal)?;
+    let phases = [HookPhase::Prestart, HookPhase::CreateRuntime];
+    context
+        .shared
+        .engine
+        .hooks(&context.target(), &phases, pid)
+        .map_err(from_engine)
 }

@@ -24,7 +24,10 @@ struct Options {
 }
 
 fn parse_options(options: &[String]) -> Options {
-    let mut parsed = Options { flags: MountFlags::empty(), data: Vec::new() };
+    let mut parsed = Options {
+        flags: MountFlags::empty(),
+        data: Vec::new(),
+    };
     for option in options {
         let (flag, set) = match option.as_str() {
             "defaults" | "loop" => continue,
@@ -69,7 +72,12 @@ pub(super) fn mount(mounts: &[Mount], rootfs: &Path) -> Result<(), TaskError> {
         if let Err(e) = mount_one(mount, rootfs) {
             let _ = unmount(rootfs);
             return Err(TaskError::io(
-                format_args!("cannot mount the {} {} at {}", mount.type_, mount.source, rootfs.display()),
+                format_args!(
+                    "cannot mount the {} {} at {}",
+                    mount.type_,
+                    mount.source,
+                    rootfs.display()
+                ),
                 &e,
             ));
         }
@@ -126,8 +134,7 @@ fn mount_with_long_options(mount: &Mount, options: &Options, target: &Path) -> i
     ] {
         attributes.set(attribute, options.flags.contains(flag));
     }
-    let detached =
-        rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let detached = rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     rustix::mount::move_mount(
         detached.as_fd(),
         c"",
@@ -144,7 +151,8 @@ fn mount_with_long_options(mount: &Mount, options: &Options, target: &Path) -> i
 ///
 /// What the kernel said about the first mount that stays.
 pub(super) fn unmount(rootfs: &Path) -> Result<(), TaskError> {
-    let failed = |e: io::Error| TaskError::io(format_args!("cannot unmount {}", rootfs.display()), &e);
+    let failed =
+        |e: io::Error| TaskError::io(format_args!("cannot unmount {}", rootfs.display()), &e);
     let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
     let Ok(rootfs) = rootfs.canonicalize() else {
         return Ok(());
@@ -179,7 +187,13 @@ mod tests {
 
     #[test]
     fn flags_and_data_are_told_apart() {
-        let parsed = parse_options(&strings(&["rw", "nosuid", "index=off", "ro", "lowerdir=/a:/b"]));
+        let parsed = parse_options(&strings(&[
+            "rw",
+            "nosuid",
+            "index=off",
+            "ro",
+            "lowerdir=/a:/b",
+        ]));
         assert_eq!(parsed.flags, MountFlags::NOSUID | MountFlags::RDONLY);
         assert_eq!(parsed.data, ["index=off", "lowerdir=/a:/b"]);
         let parsed = parse_options(&strings(&["rbind", "ro", "rw"]));

@@ -51,7 +51,11 @@ impl Service {
     /// A service without containers.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, containers: Arc::default(), shutdown: Arc::default() }
+        Self {
+            shared,
+            containers: Arc::default(),
+            shutdown: Arc::default(),
+        }
     }
 
     /// Comes back once containerd wants the shim to end and no container is left.
@@ -60,7 +64,9 @@ impl Service {
     }
 
     fn lock(&self) -> MutexGuard<'_, Containers> {
-        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find(&self, id: &str, exec_id: &str) -> Result<Container, TaskError> {
@@ -89,7 +95,10 @@ impl Service {
         {
             let mut containers = self.lock();
             if containers.slots.contains_key(&request.id) {
-                return Err(TaskError::AlreadyExists(format!("container {} exists already", request.id)));
+                return Err(TaskError::AlreadyExists(format!(
+                    "container {} exists already",
+                    request.id
+                )));
             }
             containers.slots.insert(request.id.clone(), Slot::Creating);
             // A new container takes an earlier Shutdown back.
@@ -114,7 +123,8 @@ impl Service {
         let options = create_options(request.options.as_ref())?;
         let mounts = request.rootfs.clone();
         let (bundle, id) = (PathBuf::from(&request.bundle), request.id.clone());
-        let checkpoint = (!request.checkpoint.is_empty()).then(|| PathBuf::from(&request.checkpoint));
+        let checkpoint =
+            (!request.checkpoint.is_empty()).then(|| PathBuf::from(&request.checkpoint));
         let paths = Paths {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -135,7 +145,9 @@ impl Service {
                 let cleanup = blocking(move || {
                     let restored = context.checkpoint.is_some();
                     let engine = context.shared.engine.as_ref();
-                    context.record.remove_all(&context.state_dir(), engine, restored)
+                    context
+                        .record
+                        .remove_all(&context.state_dir(), engine, restored)
                 });
                 if let Err(left) = cleanup.await {
                     tracing::error!(error = %left, "a failed create left something behind");
@@ -145,11 +157,7 @@ impl Service {
         }
     }
 
-    async fn launch(
-        &self,
-        context: &Arc<Context>,
-        no_pivot: bool,
-    ) -> Result<Container, TaskError> {
+    async fn launch(&self, context: &Arc<Context>, no_pivot: bool) -> Result<Container, TaskError> {
         let (stdio, ends) = Stdio::open(&context.paths, spec::user(&context.spec))?;
         if context.checkpoint.is_some() {
             return Container::adopt(Arc::clone(context), stdio, ends, None);
@@ -158,7 +166,12 @@ impl Service {
         let maker = Arc::clone(context);
         let (pid, hold) = blocking(move || {
             let engine = &maker.shared.engine;
-            Ok((engine.create(&maker.target(), ends, no_pivot).map_err(from_engine)?, hold))
+            Ok((
+                engine
+                    .create(&maker.target(), ends, no_pivot)
+                    .map_err(from_engine)?,
+                hold,
+            ))
         })
         .await?;
         let container =
@@ -208,13 +221,23 @@ fn prepare(
         let _ = std::fs::remove_dir_all(&state);
         error
     };
-    record
-        .save(&state)
-        .map_err(|e| undo(TaskError::io(format_args!("cannot write {}", state.display()), &e)))?;
+    record.save(&state).map_err(|e| {
+        undo(TaskError::io(
+            format_args!("cannot write {}", state.display()),
+            &e,
+        ))
+    })?;
     bootstrap::write_shim_binary_path(&record.bundle)
         .map_err(|e| undo(TaskError::Internal(e.to_string())))?;
     rootfs::mount(mounts, &record.rootfs()).map_err(undo)?;
-    Ok(Context { shared, record, spec, cgroups, paths, checkpoint })
+    Ok(Context {
+        shared,
+        record,
+        spec,
+        cgroups,
+        paths,
+        checkpoint,
+    })
 }
 
 /// Ids become parts of paths.
@@ -289,12 +312,18 @@ fn checkpoint_request(
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
 ) -> Result<T, TaskError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(internal(e)))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(internal(e)))
 }
 
 #[async_trait::async_trait]
 impl Task for Service {
-    async fn state(&self, _: &TtrpcContext, req: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
+    async fn state(
+        &self,
+        _: &TtrpcContext,
+        req: api::StateRequest,
+    ) -> ttrpc::Result<api::StateResponse> {
         let service = self.clone();
         guarded("State", async move {
             let container = service.find(&req.id, &req.exec_id)?;
@@ -336,7 +365,11 @@ impl Task for Service {
         .await
     }
 
-    async fn start(&self, _: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
+    async fn start(
+        &self,
+        _: &TtrpcContext,
+        req: api::StartRequest,
+    ) -> ttrpc::Result<api::StartResponse> {
         let service = self.clone();
         guarded("Start", async move {
             let mut answer = api::StartResponse::new();
@@ -346,7 +379,11 @@ impl Task for Service {
         .await
     }
 
-    async fn delete(&self, _: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        req: api::DeleteRequest,
+    ) -> ttrpc::Result<api::DeleteResponse> {
         let service = self.clone();
         guarded("Delete", async move {
             let container = service.find(&req.id, &req.exec_id)?;
@@ -362,7 +399,11 @@ impl Task for Service {
         .await
     }
 
-    async fn pids(&self, _: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
+    async fn pids(
+        &self,
+        _: &TtrpcContext,
+        req: api::PidsRequest,
+    ) -> ttrpc::Result<api::PidsResponse> {
         let service = self.clone();
         guarded("Pids", async move {
             let pids = service.find(&req.id, "")?.pids().await?;
@@ -398,7 +439,11 @@ impl Task for Service {
         .await
     }
 
-    async fn checkpoint(&self, ctx: &TtrpcContext, req: api::CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+    async fn checkpoint(
+        &self,
+        ctx: &TtrpcContext,
+        req: api::CheckpointTaskRequest,
+    ) -> ttrpc::Result<Empty> {
         let service = self.clone();
         let timeout_nano = ctx.timeout_nano;
         guarded("Checkpoint", async move {
@@ -415,7 +460,10 @@ impl Task for Service {
             let signal = i32::try_from(req.signal).map_err(|_| {
                 TaskError::InvalidArgument(format!("there is no signal {}", req.signal))
             })?;
-            service.find(&req.id, &req.exec_id)?.kill(signal, req.all).await?;
+            service
+                .find(&req.id, &req.exec_id)?
+                .kill(signal, req.all)
+                .await?;
             Ok::<_, TaskError>(Empty::new())
         })
         .await
@@ -445,7 +493,11 @@ impl Task for Service {
         unimplemented("Update")
     }
 
-    async fn wait(&self, _: &TtrpcContext, req: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
+    async fn wait(
+        &self,
+        _: &TtrpcContext,
+        req: api::WaitRequest,
+    ) -> ttrpc::Result<api::WaitResponse> {
         // Not guarded: it changes nothing, and ends when its client goes.
         let container = self.find(&req.id, &req.exec_id)?;
         let exit = container.wait().await?;
@@ -455,11 +507,19 @@ impl Task for Service {
         Ok(answer)
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        _: api::StatsRequest,
+    ) -> ttrpc::Result<api::StatsResponse> {
         unimplemented("Stats")
     }
 
-    async fn connect(&self, _: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        req: api::ConnectRequest,
+    ) -> ttrpc::Result<api::ConnectResponse> {
         let service = self.clone();
         guarded("Connect", async move {
             let mut answer = api::ConnectResponse::new();
@@ -497,7 +557,10 @@ mod tests {
     #[test]
     fn ids_cannot_climb() {
         for id in ["", ".", "..", "a/b", "a\0", "ä", "a b"] {
-            assert!(matches!(check_id(id), Err(TaskError::InvalidArgument(_))), "{id:?}");
+            assert!(
+                matches!(check_id(id), Err(TaskError::InvalidArgument(_))),
+                "{id:?}"
+            );
         }
         check_id("k8s_pause-1.2+x").unwrap();
         check_id(&"a".repeat(255)).unwrap();
@@ -540,7 +603,10 @@ mod tests {
     #[test]
     fn a_checkpoint_without_a_place_or_with_strange_options_is_refused() {
         for bad in [request("", None), request("relative", None)] {
-            assert!(matches!(checkpoint_request(&bad, 0), Err(TaskError::InvalidArgument(_))));
+            assert!(matches!(
+                checkpoint_request(&bad, 0),
+                Err(TaskError::InvalidArgument(_))
+            ));
         }
         let mut strange = request("/images", Some(oci::CheckpointOptions::new()));
         if let Some(any) = strange.options.as_mut() {

@@ -78,7 +78,11 @@ impl State {
     /// A fresh container.
     #[must_use]
     pub fn new(from_checkpoint: bool) -> Self {
-        let phase = if from_checkpoint { Phase::Prepared } else { Phase::Created };
+        let phase = if from_checkpoint {
+            Phase::Prepared
+        } else {
+            Phase::Created
+        };
         Self { phase, busy: None }
     }
 
@@ -123,8 +127,15 @@ impl State {
             (Op::Pause, _) => "it needs no pause",
             (Op::Resume, _) => "only a paused container resumes",
         };
-        let what = if op == Op::Delete { "process" } else { "container" };
-        Err(TaskError::FailedPrecondition(format!("cannot {op} a {} {what}: {remedy}", self.phase)))
+        let what = if op == Op::Delete {
+            "process"
+        } else {
+            "container"
+        };
+        Err(TaskError::FailedPrecondition(format!(
+            "cannot {op} a {} {what}: {remedy}",
+            self.phase
+        )))
     }
 
     /// Ends the operation under way. A container that stopped meanwhile stays
@@ -215,7 +226,10 @@ mod tests {
 
     #[test]
     fn what_each_phase_allows() {
-        let exit = Exit { status: 0, at: SystemTime::UNIX_EPOCH };
+        let exit = Exit {
+            status: 0,
+            at: SystemTime::UNIX_EPOCH,
+        };
         for (phase, allowed) in [
             (Phase::Prepared, vec![Op::Start, Op::Delete]),
             (Phase::Created, vec![Op::Start, Op::Delete]),
@@ -225,7 +239,11 @@ mod tests {
         ] {
             for op in OPS {
                 let mut state = State { phase, busy: None };
-                assert_eq!(state.begin(op).is_ok(), allowed.contains(&op), "{op} of {phase}");
+                assert_eq!(
+                    state.begin(op).is_ok(),
+                    allowed.contains(&op),
+                    "{op} of {phase}"
+                );
             }
         }
     }
@@ -234,7 +252,10 @@ mod tests {
     fn refusals_say_what_and_what_to_do() {
         let mut state = State::new(false);
         let text = state.begin(Op::Checkpoint).unwrap_err().to_string();
-        assert_eq!(text, "cannot checkpoint a created container: start it first");
+        assert_eq!(
+            text,
+            "cannot checkpoint a created container: start it first"
+        );
         state.begin(Op::Start).unwrap();
         let err = state.begin(Op::Delete).unwrap_err();
         assert!(matches!(err, TaskError::Aborted(_)), "{err}");
@@ -248,7 +269,10 @@ mod tests {
     fn an_exit_during_start_wins() {
         let mut state = State::new(false);
         state.begin(Op::Start).unwrap();
-        let exit = Exit { status: 3, at: SystemTime::UNIX_EPOCH };
+        let exit = Exit {
+            status: 3,
+            at: SystemTime::UNIX_EPOCH,
+        };
         state.exited(exit);
         state.end(true);
         assert_eq!(state.phase(), Phase::Stopped(exit));

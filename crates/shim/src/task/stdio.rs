@@ -62,10 +62,21 @@ impl Stdio {
         let Some(path) = fifo("stdin", path)? else {
             return Ok(None);
         };
-        let failed = |e| TaskError::io(format_args!("cannot open the stdin fifo {}", path.display()), &e);
+        let failed = |e| {
+            TaskError::io(
+                format_args!("cannot open the stdin fifo {}", path.display()),
+                &e,
+            )
+        };
         // The read end first: a write end without a reader does not open.
-        let mut fifo = pipe::OpenOptions::new().open_receiver(&path).map_err(failed)?;
-        self.stdin_hold = Some(pipe::OpenOptions::new().open_sender(&path).map_err(failed)?);
+        let mut fifo = pipe::OpenOptions::new()
+            .open_receiver(&path)
+            .map_err(failed)?;
+        self.stdin_hold = Some(
+            pipe::OpenOptions::new()
+                .open_sender(&path)
+                .map_err(failed)?,
+        );
         let (theirs, ours) = new_pipe(owner).map_err(failed)?;
         let mut ours = pipe::Sender::from_owned_fd(ours).map_err(failed)?;
         let copy = tokio::spawn(async move {
@@ -89,10 +100,17 @@ impl Stdio {
         let Some(path) = fifo(name, path)? else {
             return Ok(None);
         };
-        let failed = |e| TaskError::io(format_args!("cannot open the {name} fifo {}", path.display()), &e);
+        let failed = |e| {
+            TaskError::io(
+                format_args!("cannot open the {name} fifo {}", path.display()),
+                &e,
+            )
+        };
         // Open for both: then a containerd that restarts does not break the pipe.
-        let mut fifo =
-            pipe::OpenOptions::new().read_write(true).open_sender(&path).map_err(failed)?;
+        let mut fifo = pipe::OpenOptions::new()
+            .read_write(true)
+            .open_sender(&path)
+            .map_err(failed)?;
         let (ours, theirs) = new_pipe(owner).map_err(failed)?;
         let mut ours = pipe::Receiver::from_owned_fd(ours).map_err(failed)?;
         self.outputs.spawn(async move {
@@ -119,7 +137,10 @@ impl Stdio {
         }
         let all = async { while self.outputs.join_next().await.is_some() {} };
         if tokio::time::timeout(limit, all).await.is_err() {
-            tracing::warn!(limit_ms = limit.as_millis(), "output of the container was not read to its end");
+            tracing::warn!(
+                limit_ms = limit.as_millis(),
+                "output of the container was not read to its end"
+            );
         }
     }
 }
@@ -164,7 +185,11 @@ fn new_pipe((uid, gid): (u32, u32)) -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// When it cannot be opened.
 pub fn null() -> io::Result<OwnedFd> {
-    Ok(File::options().read(true).write(true).open("/dev/null")?.into())
+    Ok(File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?
+        .into())
 }
 
 #[cfg(test)]
@@ -183,7 +208,10 @@ mod tests {
     }
 
     fn me() -> (u32, u32) {
-        (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())
+        (
+            rustix::process::getuid().as_raw(),
+            rustix::process::getgid().as_raw(),
+        )
     }
 
     #[tokio::test]
@@ -198,7 +226,10 @@ mod tests {
                 text.len()
             })
         };
-        let paths = Paths { stdout, ..Paths::default() };
+        let paths = Paths {
+            stdout,
+            ..Paths::default()
+        };
         let (stdio, [stdin, stdout, stderr]) = Stdio::open(&paths, me()).unwrap();
         assert!(stdin.is_none() && stderr.is_none());
         let mut container = File::from(stdout.unwrap());
@@ -207,9 +238,13 @@ mod tests {
                 container.write_all(&[b'x'; 16 * 1024]).unwrap();
             }
         });
-        tokio::task::spawn_blocking(move || writer.join().unwrap()).await.unwrap();
+        tokio::task::spawn_blocking(move || writer.join().unwrap())
+            .await
+            .unwrap();
         stdio.drain(Duration::from_secs(5)).await;
-        let read = tokio::task::spawn_blocking(move || reader.join().unwrap()).await.unwrap();
+        let read = tokio::task::spawn_blocking(move || reader.join().unwrap())
+            .await
+            .unwrap();
         assert_eq!(read, 1024 * 1024);
     }
 
@@ -217,7 +252,10 @@ mod tests {
     async fn input_ends_when_the_hold_and_the_clients_are_gone() {
         let dir = tempfile::tempdir().unwrap();
         let stdin = make_fifo(dir.path(), "in");
-        let paths = Paths { stdin: stdin.clone(), ..Paths::default() };
+        let paths = Paths {
+            stdin: stdin.clone(),
+            ..Paths::default()
+        };
         let (mut stdio, [container, _, _]) = Stdio::open(&paths, me()).unwrap();
         let mut client = File::options().write(true).open(&stdin).unwrap();
         client.write_all(b"one").unwrap();
@@ -238,7 +276,10 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_never_comes_does_not_hold_the_drain() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths { stderr: make_fifo(dir.path(), "err"), ..Paths::default() };
+        let paths = Paths {
+            stderr: make_fifo(dir.path(), "err"),
+            ..Paths::default()
+        };
         let (stdio, [_, _, stderr]) = Stdio::open(&paths, me()).unwrap();
         let mut container = File::from(stderr.unwrap());
         rustix::io::ioctl_fionbio(&container, true).unwrap();
@@ -253,7 +294,10 @@ mod tests {
     #[test]
     fn other_schemes_are_named() {
         let err = fifo("stdout", "binary:///usr/bin/log?a=b").unwrap_err();
-        assert!(matches!(&err, TaskError::Unimplemented(t) if t.contains("binary://")), "{err}");
+        assert!(
+            matches!(&err, TaskError::Unimplemented(t) if t.contains("binary://")),
+            "{err}"
+        );
         assert_eq!(fifo("stdin", "").unwrap(), None);
     }
 }

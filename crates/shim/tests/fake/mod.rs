@@ -12,7 +12,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 
 /// What the fake does with an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     /// Takes it.
     Polite,
     /// Takes it after a while.
@@ -57,7 +57,7 @@ impl Events for Service {
 }
 
 /// The daemon; its memory survives its restarts.
-pub struct FakeContainerd {
+pub(crate) struct FakeContainerd {
     path: PathBuf,
     topics: Arc<Mutex<Vec<String>>>,
     server: Option<Server>,
@@ -65,7 +65,7 @@ pub struct FakeContainerd {
 
 impl FakeContainerd {
     /// Not running yet.
-    pub fn at(path: &Path) -> Self {
+    pub(crate) fn at(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
             topics: Arc::default(),
@@ -73,7 +73,7 @@ impl FakeContainerd {
         }
     }
 
-    pub async fn start(&mut self, manner: Manner) {
+    pub(crate) async fn start(&mut self, manner: Manner) {
         let service = Service {
             manner,
             topics: self.topics.clone(),
@@ -86,7 +86,7 @@ impl FakeContainerd {
         self.server = Some(server);
     }
 
-    pub async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         if let Some(mut server) = self.server.take() {
             let _ = tokio::time::timeout(Duration::from_millis(200), server.shutdown()).await;
         }
@@ -94,7 +94,7 @@ impl FakeContainerd {
     }
 
     /// `topic id` of what has arrived.
-    pub fn seen(&self) -> Vec<String> {
+    pub(crate) fn seen(&self) -> Vec<String> {
         self.topics.lock().unwrap().clone()
     }
 }

@@ -71,15 +71,12 @@ pub(crate) async fn with_exit_stops(cx: Context) -> anyhow::Result<()> {
     ensure!(code == 137, "exit code {code}");
     is_checkpoint(node, &image)?;
     consecutive(&numbers(&output.complete().await?))?;
-    events.wait_for(&container.id, "/tasks/delete").await?;
-    let topics = events.topics(&container.id);
     let wanted: &[&str] = if cx.differs("the Go shim publishes no TaskCheckpointed") {
-        &["create", "start", "exit", "delete"]
+        &["create", "start", "exit"]
     } else {
-        &["create", "start", "checkpointed", "exit", "delete"]
+        &["create", "start", "checkpointed", "exit"]
     };
-    ensure!(topics == wanted, "{topics:?}");
-    Ok(())
+    crate::ended_with(&cx, &events, &container.id, wanted).await
 }
 
 pub(crate) async fn of_a_paused_task_leaves_it_paused(cx: Context) -> anyhow::Result<()> {
@@ -194,7 +191,8 @@ pub(crate) async fn ten_in_a_row_leak_nothing(cx: Context) -> anyhow::Result<()>
         after = fds(&container.id);
     }
     ensure!(
-        after <= before,
+        after <= before
+            || cx.differs("the Go shim's files stay open until Go's garbage collector comes by"),
         "the shim had {before} files open after one checkpoint and {after} after eleven"
     );
     consecutive(&output.count_on(2).await?)?;

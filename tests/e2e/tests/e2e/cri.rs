@@ -8,7 +8,17 @@ use cryo_e2e::context::{Context, PodContainer};
 use cryo_e2e::cri::ContainerState;
 use cryo_e2e::lab::Node;
 use cryo_e2e::runtime::Runtime;
-use cryo_e2e::workload::{BUSYBOX, FILE_COUNTER, consecutive, goes_on};
+use cryo_e2e::workload::{BUSYBOX, FILE_COUNTER, consecutive};
+
+/// An archive of a checkpoint.
+struct Archive {
+    path: String,
+    /// The last number before the checkpoint was asked for.
+    before: u64,
+    /// The numbers in its container.log. CRI takes the log when the container runs on
+    /// already, so it may have numbers that came after the dump.
+    log: Vec<u64>,
+}
 
 /// A counter in a pod.
 async fn counter(cx: &Context, node: &Node, handler: &str) -> anyhow::Result<PodContainer> {
@@ -20,10 +30,11 @@ async fn counter(cx: &Context, node: &Node, handler: &str) -> anyhow::Result<Pod
     Ok(container)
 }
 
-/// Checkpoints into an archive, ends the container and returns the archive and what was
-/// counted up to the checkpoint.
-async fn archive(cx: &Context, container: &PodContainer) -> anyhow::Result<(String, Vec<u64>)> {
+/// Checkpoints into an archive and ends the container.
+async fn archive(cx: &Context, container: &PodContainer) -> anyhow::Result<Archive> {
     let path = format!("{}/checkpoint.tar", cx.folder(&container.node, "archive")?);
+    let counted = container.numbers();
+    let before = *counted.last().context("nothing counted")?;
     container
         .cri
         .checkpoint(&container.id, &path)
@@ -35,10 +46,11 @@ async fn archive(cx: &Context, container: &PodContainer) -> anyhow::Result<(Stri
         "{:?} after the checkpoint",
         status.state()
     );
-    consecutive(&container.count_on(2).await?)?;
+    let numbers = container.count_on(2).await?;
+    consecutive(numbers.get(counted.len() - 1..).unwrap_or_default())?;
     container.cri.stop(&container.id, 0).await?;
     let log = archived_log(&container.node, &path)?;
-    Ok((path, log))
+    Ok(Archive { path, before, log })
 }
 
 /// The numbers in the archive's container.log.
@@ -66,27 +78,36 @@ fn entries(node: &Node, path: &str) -> anyhow::Result<BTreeSet<String>> {
 }
 
 /// Restores the archive in a new pod and checks that it goes on. CRI puts the archive's
-/// log before the new output, so the whole log counts without a gap.
+/// log before the new output.
 async fn restored(
     cx: &Context,
     node: &Node,
     handler: &str,
-    archive: &str,
-    before: &[u64],
+    path: &str,
+    archive: &Archive,
 ) -> anyhow::Result<PodContainer> {
     let pod = cx.pod(node, handler).await?;
-    let container = pod.run("counter", archive, &[]).await?;
+    let container = pod.run("counter", path, &[]).await?;
     container.wait_for(ContainerState::Running).await?;
-    let numbers = container.count_to(before.len() + 4).await?;
-    let (old, new) = numbers.split_at(before.len());
+    let numbers = container.count_to(archive.log.len() + 4).await?;
+    let (old, new) = numbers.split_at(archive.log.len());
     ensure!(
-        old == before,
-        "the log of before is not in front: {old:?}, was {before:?}"
+        old == archive.log,
+        "the log of before is not in front: {old:?}, was {:?}",
+        archive.log
     );
-    goes_on(old, new)?;
+    consecutive(new)?;
+    let next = *new.first().context("nothing counted")?;
+    let last = *old.last().context("nothing counted before")?;
+    ensure!(
+        archive.before < next && next <= last + 1,
+        "went on with {next}; had counted to {} before the checkpoint and to {last} after it",
+        archive.before
+    );
     let path = node.host(&container.bundle()).join("rootfs").join("count");
     let mut count = 0;
     for _ in 0..20 {
+        // Empty while the shell is between open and write.
         count = std::fs::read_to_string(&path)
             .with_context(|| format!("{}", path.display()))?
             .trim()
@@ -97,19 +118,16 @@ async fn restored(
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    ensure!(
-        count >= *before.last().context("nothing counted")?,
-        "/count is {count}"
-    );
+    ensure!(count >= next, "/count is {count} and {next} was written");
     Ok(container)
 }
 
 pub(crate) async fn archive_has_what_the_kubelet_wants(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     let container = counter(&cx, node, cx.runtime().handler()).await?;
-    let (path, before) = archive(&cx, &container).await?;
-    ensure!(before.len() >= 4, "{before:?}");
-    let names = entries(node, &path)?;
+    let archive = archive(&cx, &container).await?;
+    ensure!(archive.log.len() >= 4, "{:?}", archive.log);
+    let names = entries(node, &archive.path)?;
     for wanted in [
         "spec.dump",
         "config.dump",
@@ -129,7 +147,7 @@ pub(crate) async fn archive_has_what_the_kubelet_wants(cx: Context) -> anyhow::R
 pub(crate) async fn checkpointctl_reads_the_archive(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     let container = counter(&cx, node, cx.runtime().handler()).await?;
-    let (path, _) = archive(&cx, &container).await?;
+    let path = archive(&cx, &container).await?.path;
     let shown = node
         .exec(&["checkpointctl", "show", &path])
         .await?
@@ -149,8 +167,8 @@ pub(crate) async fn restored_in_a_new_pod_goes_on(cx: Context) -> anyhow::Result
     let node = cx.a()?;
     let handler = cx.runtime().handler();
     let container = counter(&cx, node, handler).await?;
-    let (path, before) = archive(&cx, &container).await?;
-    let container = restored(&cx, node, handler, &path, &before).await?;
+    let archive = archive(&cx, &container).await?;
+    let container = restored(&cx, node, handler, &archive.path, &archive).await?;
     container.cri.stop(&container.id, 0).await?;
     let status = container.wait_for(ContainerState::Exited).await?;
     ensure!(status.exit_code == 137, "exit code {}", status.exit_code);
@@ -162,10 +180,10 @@ pub(crate) async fn restored_on_another_node_goes_on(cx: Context) -> anyhow::Res
     let (a, b) = (cx.a()?, cx.b()?);
     let handler = cx.runtime().handler();
     let container = counter(&cx, a, handler).await?;
-    let (path, before) = archive(&cx, &container).await?;
+    let archive = archive(&cx, &container).await?;
     let arrived = format!("{}/checkpoint.tar", cx.folder(b, "arrived")?);
-    a.copy_to(&path, b, &arrived).await?;
-    restored(&cx, b, handler, &arrived, &before).await?;
+    a.copy_to(&archive.path, b, &arrived).await?;
+    restored(&cx, b, handler, &arrived, &archive).await?;
     Ok(())
 }
 
@@ -173,10 +191,10 @@ pub(crate) async fn restored_is_checkpointed_again(cx: Context) -> anyhow::Resul
     let node = cx.a()?;
     let handler = cx.runtime().handler();
     let container = counter(&cx, node, handler).await?;
-    let (first, before) = archive(&cx, &container).await?;
-    let container = restored(&cx, node, handler, &first, &before).await?;
-    let (second, before) = archive(&cx, &container).await?;
-    restored(&cx, node, handler, &second, &before).await?;
+    let first = archive(&cx, &container).await?;
+    let container = restored(&cx, node, handler, &first.path, &first).await?;
+    let second = archive(&cx, &container).await?;
+    restored(&cx, node, handler, &second.path, &second).await?;
     Ok(())
 }
 
@@ -189,7 +207,7 @@ pub(crate) async fn the_own_runtime_name_checkpoints_and_restores(
         Runtime::Runc => "runc",
     };
     let container = counter(&cx, node, handler).await?;
-    let (path, before) = archive(&cx, &container).await?;
-    restored(&cx, node, handler, &path, &before).await?;
+    let archive = archive(&cx, &container).await?;
+    restored(&cx, node, handler, &archive.path, &archive).await?;
     Ok(())
 }

@@ -175,11 +175,15 @@ const BAD_IMAGE: &[Code] = &[
 ];
 
 pub(crate) async fn restore_from_a_missing_folder(cx: Context) -> anyhow::Result<()> {
-    let container = cx
-        .container(cx.a()?, BUSYBOX, &["sh", "-c", COUNTER])
-        .await?;
-    let missing = "/var/tmp/cryo-e2e/there-is-no-such-folder";
-    does_not_restore(&cx, &container, missing, BAD_IMAGE, &[missing]).await
+    let node = cx.a()?;
+    let container = cx.container(node, BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    let missing = cx.folder(node, "missing")?;
+    std::fs::remove_dir(node.host(&missing))?;
+    does_not_restore(&cx, &container, &missing, BAD_IMAGE, &[&missing]).await?;
+    if !cx.differs("runc makes the folder that it cannot find") {
+        ensure!(!node.host(&missing).exists(), "the folder was made");
+    }
+    Ok(())
 }
 
 pub(crate) async fn restore_from_an_empty_folder(cx: Context) -> anyhow::Result<()> {

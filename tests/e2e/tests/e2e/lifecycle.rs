@@ -70,12 +70,7 @@ pub(crate) async fn short_lived_processes_start_before_they_exit(
         let code = wait.await??;
         ensure!(code == 0, "exit code {code}");
         container.api.delete(&container.id).await?;
-        events.wait_for(&container.id, "/tasks/delete").await?;
-        let topics = events.topics(&container.id);
-        ensure!(
-            topics == ["create", "start", "exit", "delete"],
-            "{topics:?}"
-        );
+        crate::ended_with(&cx, &events, &container.id, &["create", "start", "exit"]).await?;
     }
     Ok(())
 }
@@ -88,12 +83,8 @@ pub(crate) async fn events_come_in_order(cx: Context) -> anyhow::Result<()> {
     container.api.pause(&container.id).await?;
     container.api.resume(&container.id).await?;
     container.kill_and_delete().await?;
-    events.wait_for(&container.id, "/tasks/delete").await?;
-    let topics = events.topics(&container.id);
-    ensure!(
-        topics == ["create", "start", "paused", "resumed", "exit", "delete"],
-        "{topics:?}"
-    );
+    let wanted = ["create", "start", "paused", "resumed", "exit"];
+    crate::ended_with(&cx, &events, &container.id, &wanted).await?;
     let exit = events.wait_for(&container.id, "/tasks/exit").await?.exit;
     ensure!(
         exit == Some((container.id.clone(), 137)),

@@ -49,7 +49,9 @@ async fn live_through(cx: &Context, kill: bool) -> anyhow::Result<()> {
         // another.
         let exit = events.wait_for(&container.id, "/tasks/exit").await?;
         ensure!(exit.exit == Some((container.id.clone(), 137)), "{exit:?}");
-        events.wait_for(&container.id, "/tasks/delete").await?;
+        if !cx.differs(crate::DELETE_EVENT_LOST) {
+            events.wait_for(&container.id, "/tasks/delete").await?;
+        }
     }
     Ok(())
 }
@@ -74,11 +76,21 @@ pub(crate) async fn an_exit_while_containerd_is_away_is_seen(cx: Context) -> any
     tokio::time::sleep(Duration::from_millis(1300)).await;
     node.start_containerd().await?;
 
-    container.wait_for(State::Stopped).await?;
-    let code = container.finish().await?;
-    ensure!(code == 5, "exit code {code}");
+    if !cx.differs(
+        "at a start of containerd the Go shim cannot list the pids of a container that has \
+         exited: its task is thrown away and the exit code lost",
+    ) {
+        container.wait_for(State::Stopped).await?;
+        let code = container.finish().await?;
+        ensure!(code == 5, "exit code {code}");
+    }
     let status = app.wait_for(ContainerState::Exited).await?;
-    ensure!(status.exit_code == 6, "exit code {}", status.exit_code);
+    let wanted = if cx.differs("and CRI makes 255 of it") {
+        255
+    } else {
+        6
+    };
+    ensure!(status.exit_code == wanted, "exit code {}", status.exit_code);
     Ok(())
 }
 

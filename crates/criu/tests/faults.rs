@@ -1,0 +1,746 @@
+//! The client against a scripted CRIU that dies, lies, hangs and refuses.
+//!
+//! Every case also checks that no process and no descriptor is left.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cryo_criu::proto::{
+    CriuReq, CriuResp, DumpResp, Features, Notification, ReqType, RestoreResp, VersionResp,
+};
+use cryo_criu::request::External;
+use cryo_criu::{
+    Abort, Cause, Control, Criu, CriuError, DumpOptions, Event, Exit, Notify, Operation, Refusal,
+    RestoreOptions,
+};
+use cryo_sys::scm;
+use prost::Message;
+
+// ---- the peer ----------------------------------------------------------------------------
+
+/// Not a test: the scripted CRIU, when `peer.sh` has started this program.
+#[test]
+fn peer() {
+    if let Ok(script) = std::env::var("CRYO_PEER") {
+        play(&script);
+        std::process::exit(0);
+    }
+}
+
+struct Peer(OwnedFd);
+
+impl Peer {
+    fn request(&self) -> CriuReq {
+        let (data, _) = scm::recv(self.0.as_fd(), 1 << 20).unwrap().unwrap();
+        CriuReq::decode(&*data).unwrap()
+    }
+
+    fn say(&self, response: &CriuResp) {
+        scm::send(self.0.as_fd(), &response.encode_to_vec(), &[]).unwrap();
+    }
+
+    /// Asks and returns the answer; `None` if the client is gone.
+    fn ask_with(&self, script: &str, pid: Option<i32>, fd: Option<&OwnedFd>) -> Option<CriuReq> {
+        let message = CriuResp {
+            r#type: ReqType::Notify.into(),
+            success: true,
+            notify: Some(Notification {
+                script: Some(script.to_owned()),
+                pid,
+            }),
+            ..CriuResp::default()
+        };
+        let fds: Vec<_> = fd.map(AsFd::as_fd).into_iter().collect();
+        scm::send(self.0.as_fd(), &message.encode_to_vec(), &fds).ok()?;
+        let (data, _) = scm::recv(self.0.as_fd(), 1 << 20).ok()??;
+        Some(CriuReq::decode(&*data).unwrap())
+    }
+
+    fn ask(&self, script: &str) -> bool {
+        self.ask_with(script, None, None)
+            .and_then(|a| a.notify_success)
+            .unwrap_or(false)
+    }
+
+    fn done(&self, kind: ReqType, success: bool) {
+        self.say(&CriuResp {
+            r#type: kind.into(),
+            success,
+            dump: (kind == ReqType::Dump).then_some(DumpResp {
+                restored: Some(false),
+            }),
+            // What CRIU says even of a success.
+            cr_errmsg: Some("rlimit: Can't setup RLIMIT_NOFILE for self".to_owned()),
+            ..CriuResp::default()
+        });
+    }
+}
+
+fn log(lines: &[&str]) {
+    let mut text = String::from(
+        "(00.000001) Error (criu/cr-restore.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n",
+    );
+    for line in lines {
+        text.push_str(&format!("(00.002041)     12: Error (criu/x.c:1): {line}\n"));
+    }
+    std::fs::write("dump.log", &text).unwrap();
+    std::fs::write("restore.log", &text).unwrap();
+}
+
+fn sleep_long() -> ! {
+    std::thread::sleep(Duration::from_secs(60));
+    std::process::exit(9);
+}
+
+fn play(script: &str) {
+    let me = rustix::process::pidfd_open(
+        rustix::process::getpid(),
+        rustix::process::PidfdFlags::empty(),
+    )
+    .unwrap();
+    let sock =
+        rustix::process::pidfd_getfd(&me, 3, rustix::process::PidfdGetfdFlags::empty()).unwrap();
+    let p = Peer(sock);
+    match script {
+        "talks-and-exits" => {
+            eprintln!("error while loading shared libraries: libnl-3.so.200");
+            std::process::exit(127);
+        }
+        "old" | "new" | "odd" => return play_probe(&p, script),
+        _ => {}
+    }
+    let request = p.request();
+    match script {
+        "works" => {
+            assert!(p.ask("pre-dump") && p.ask("network-lock"));
+            let answer = p.ask_with("query-ext-files", None, None).unwrap();
+            assert_eq!(answer.opts.unwrap().external, ["mnt[/late]:/late"]);
+            assert!(p.ask("post-dump"));
+            p.done(ReqType::Dump, true);
+        }
+        "dies" => {
+            p.ask("pre-dump");
+            std::process::abort();
+        }
+        "exits-silently" => {}
+        "garbage" => {
+            scm::send(p.0.as_fd(), &[0xff; 40], &[]).unwrap();
+            sleep_until_closed(&p);
+        }
+        "wrong-type" => p.done(ReqType::Restore, true),
+        "empty-type" => p.done(ReqType::Empty, false),
+        "unheard-type" => p.say(&CriuResp {
+            r#type: 99,
+            success: true,
+            ..CriuResp::default()
+        }),
+        "oversize" => {
+            rustix::net::sockopt::set_socket_send_buffer_size_force(&p.0, 1 << 20).unwrap();
+            scm::send(p.0.as_fd(), &vec![8; 300 << 10], &[]).unwrap();
+            sleep_until_closed(&p);
+        }
+        "fails" => {
+            log(&["inet: Connected TCP socket, consider using --tcp-established option."]);
+            p.done(ReqType::Dump, false);
+            std::process::exit(1);
+        }
+        "fails-without-log" => {
+            p.done(ReqType::Dump, false);
+            std::process::exit(1);
+        }
+        "fails-with-log-link" => {
+            std::os::unix::fs::symlink("/etc/passwd", "dump.log").unwrap();
+            p.done(ReqType::Dump, false);
+            std::process::exit(1);
+        }
+        "disk-full" => {
+            log(&[
+                "Can't write pages: No space left on device",
+                "Dumping FAILED.",
+            ]);
+            p.done(ReqType::Dump, false);
+            std::process::exit(1);
+        }
+        "hangs" => sleep_long(),
+        "hangs-after-answer" => {
+            p.done(ReqType::Dump, true);
+            sleep_long();
+        }
+        "slow" => {
+            std::thread::sleep(Duration::from_millis(300));
+            let consent = p.ask("network-lock");
+            // Undoing asks too, and that is not refused.
+            assert!(p.ask("network-unlock"));
+            p.done(ReqType::Dump, consent);
+        }
+        "asks-post-dump" => {
+            let consent = p.ask("post-dump");
+            log(&["RPC client reported script error"]);
+            p.done(ReqType::Dump, consent);
+        }
+        "unknown-question" => {
+            assert!(p.ask("pre-stream"));
+            p.done(ReqType::Dump, true);
+        }
+        "nameless-pid" => {
+            p.ask("setup-namespaces");
+        }
+        "terminal" => {
+            let (a, _b) = scm::pair().unwrap();
+            assert!(p.ask_with("orphan-pts-master", None, Some(&a)).is_some());
+            done_restore(&p, 4711);
+        }
+        "restores" => {
+            assert_eq!(request.r#type(), ReqType::Restore);
+            let inherit = &request.opts.unwrap().inherit_fd;
+            assert_eq!((inherit[0].key.as_str(), inherit[0].fd), ("pipe:[1]", 4));
+            let text = std::fs::read_to_string("/proc/self/fd/4").unwrap();
+            assert_eq!(text, "inherited");
+            done_restore(&p, 4711);
+        }
+        "restores-nobody" => p.done(ReqType::Restore, true),
+        "restores-child" => {
+            let mut child = std::process::Command::new("sleep")
+                .arg("50")
+                .spawn()
+                .unwrap();
+            let pid = Some(i32::try_from(child.id()).unwrap());
+            for script in ["setup-namespaces", "post-restore", "pre-resume"] {
+                let answer = p.ask_with(script, pid, None);
+                if answer.is_none() || script != "pre-resume" && !consents(answer) {
+                    std::process::exit(1);
+                }
+            }
+            let killed = child.wait().unwrap().code().is_none();
+            assert!(killed);
+            p.done(ReqType::Restore, false);
+        }
+        other => panic!("no script {other}"),
+    }
+}
+
+fn consents(answer: Option<CriuReq>) -> bool {
+    answer.and_then(|a| a.notify_success).unwrap_or(false)
+}
+
+fn done_restore(p: &Peer, pid: i32) {
+    p.say(&CriuResp {
+        r#type: ReqType::Restore.into(),
+        success: true,
+        restore: Some(RestoreResp { pid }),
+        ..CriuResp::default()
+    });
+}
+
+fn sleep_until_closed(p: &Peer) {
+    let _ = scm::recv(p.0.as_fd(), 64);
+}
+
+fn play_probe(p: &Peer, script: &str) {
+    let major_number = if script == "old" { 3 } else { 4 };
+    let request = p.request();
+    assert_eq!(request.r#type(), ReqType::Version);
+    assert_eq!(request.keep_open, Some(true));
+    p.say(&CriuResp {
+        r#type: ReqType::Version.into(),
+        success: true,
+        version: (script != "odd").then_some(VersionResp {
+            major_number,
+            minor_number: 2,
+            sublevel: Some(1),
+            ..VersionResp::default()
+        }),
+        ..CriuResp::default()
+    });
+    assert_eq!(p.request().r#type(), ReqType::FeatureCheck);
+    p.say(&CriuResp {
+        r#type: ReqType::FeatureCheck.into(),
+        success: true,
+        features: Some(Features {
+            mem_track: Some(false),
+            lazy_pages: Some(true),
+            ..Features::default()
+        }),
+        ..CriuResp::default()
+    });
+}
+
+// ---- the cases ---------------------------------------------------------------------------
+
+/// A place for one case: a "criu" that plays `script`, images, a work directory.
+struct Case {
+    dir: tempfile::TempDir,
+    criu: Criu,
+}
+
+impl Case {
+    fn dump(&self) -> DumpOptions {
+        let images = File::open(self.dir.path().join("images")).unwrap();
+        DumpOptions::new(1, images.into(), self.work())
+    }
+
+    fn restore(&self) -> RestoreOptions {
+        let images = File::open(self.dir.path().join("images")).unwrap();
+        RestoreOptions::new(images.into(), self.work())
+    }
+
+    fn work(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+}
+
+/// Runs a case alone, and compares descriptors and children before and after.
+fn case(script: &str, run: impl FnOnce(&Case)) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let fds = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = fds();
+    {
+        let dir = tempfile::tempdir().unwrap();
+        for sub in ["images", "work"] {
+            std::fs::create_dir(dir.path().join(sub)).unwrap();
+        }
+        let exe = std::env::current_exe().unwrap();
+        std::fs::write(dir.path().join("exe"), exe.to_str().unwrap()).unwrap();
+        let criu = dir.path().join(script);
+        let peer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer.sh");
+        std::os::unix::fs::symlink(peer, &criu).unwrap();
+        run(&Case {
+            criu: Criu::new(criu),
+            dir,
+        });
+    }
+    assert_eq!(fds(), before, "descriptors leaked");
+    let any = rustix::process::waitid(
+        rustix::process::WaitId::All,
+        rustix::process::WaitIdOptions::EXITED
+            | rustix::process::WaitIdOptions::NOHANG
+            | rustix::process::WaitIdOptions::NOWAIT,
+    );
+    assert_eq!(any.err(), Some(rustix::io::Errno::CHILD), "a child is left");
+}
+
+/// Ends what hangs fast.
+fn impatient() -> Control<'static> {
+    Control {
+        deadline: Some(Instant::now() + Duration::from_millis(100)),
+        grace: Duration::from_millis(200),
+        ..Control::default()
+    }
+}
+
+fn patient() -> Control<'static> {
+    Control {
+        deadline: Some(Instant::now() + Duration::from_secs(30)),
+        grace: Duration::from_millis(500),
+        ..Control::default()
+    }
+}
+
+fn dump_error(script: &str, control: &Control<'_>, check: impl FnOnce(CriuError)) {
+    case(script, |c| {
+        let error = c.criu.dump(c.dump(), &mut (), control).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            !text.contains("errno 0") && !text.contains("RLIMIT"),
+            "{text}"
+        );
+        check(error);
+    });
+}
+
+#[test]
+fn a_dump_that_works() {
+    struct Recorder(Vec<Event>);
+    impl Notify for Recorder {
+        fn notify(&mut self, event: &Event, fd: Option<OwnedFd>) -> Result<(), Refusal> {
+            assert!(fd.is_none());
+            self.0.push(event.clone());
+            Ok(())
+        }
+        fn more_external(&mut self) -> Vec<External> {
+            vec![External::mount("/late", "/late").unwrap()]
+        }
+    }
+    case("works", |c| {
+        let mut seen = Recorder(Vec::new());
+        c.criu.dump(c.dump(), &mut seen, &patient()).unwrap();
+        let want = [
+            Event::PreDump,
+            Event::NetworkLock,
+            Event::QueryExtFiles,
+            Event::PostDump,
+        ];
+        assert_eq!(seen.0, want);
+    });
+}
+
+#[test]
+fn a_death_in_the_middle_is_told() {
+    dump_error("dies", &patient(), |e| match e {
+        CriuError::Died {
+            exit, operation, ..
+        } => {
+            assert_eq!((exit, operation), (Exit::Signal(6), Operation::Dump));
+        }
+        other => panic!("{other}"),
+    });
+}
+
+#[test]
+fn an_exit_without_an_answer_is_a_death() {
+    dump_error("exits-silently", &patient(), |e| {
+        assert!(
+            matches!(
+                e,
+                CriuError::Died {
+                    exit: Exit::Code(0),
+                    ..
+                }
+            ),
+            "{e}"
+        );
+    });
+}
+
+#[test]
+fn a_program_that_cannot_start_shows_its_words() {
+    dump_error("talks-and-exits", &patient(), |e| {
+        assert!(
+            matches!(
+                e,
+                CriuError::Died {
+                    exit: Exit::Code(127),
+                    ..
+                }
+            ),
+            "{e}"
+        );
+        assert!(e.to_string().contains("libnl-3.so.200"), "{e}");
+    });
+}
+
+#[test]
+fn nonsense_is_a_broken_protocol() {
+    for script in [
+        "garbage",
+        "wrong-type",
+        "empty-type",
+        "unheard-type",
+        "nameless-pid",
+    ] {
+        dump_error(script, &patient(), |e| {
+            assert!(matches!(e, CriuError::Protocol { .. }), "{script}: {e}");
+        });
+    }
+}
+
+#[test]
+fn privileged_an_oversized_message_is_a_broken_protocol() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: a socket buffer of that size needs root");
+        return;
+    }
+    dump_error("oversize", &patient(), |e| {
+        assert!(matches!(e, CriuError::Protocol { .. }), "{e}");
+        assert!(e.to_string().contains("over the limit"), "{e}");
+    });
+}
+
+#[test]
+fn a_failure_names_its_cause_and_remedy() {
+    for (script, cause) in [
+        ("fails", Cause::TcpEstablished),
+        ("disk-full", Cause::DiskFull),
+        ("fails-without-log", Cause::Unknown),
+    ] {
+        dump_error(script, &patient(), |e| match &e {
+            CriuError::Failed { failure, .. } => {
+                assert_eq!(failure.diagnosis.cause, cause);
+                assert!(e.to_string().contains(cause.remedy()), "{e}");
+                assert_eq!(failure.log.is_some(), cause != Cause::Unknown);
+            }
+            other => panic!("{other}"),
+        });
+    }
+}
+
+#[test]
+fn a_link_in_place_of_the_log_is_not_read() {
+    dump_error("fails-with-log-link", &patient(), |e| {
+        assert_eq!(e.failure().unwrap().log, None);
+    });
+}
+
+#[test]
+fn a_hang_past_the_deadline_is_killed() {
+    dump_error("hangs", &impatient(), |e| {
+        assert!(
+            matches!(e, CriuError::DeadlineExceeded { killed: true, .. }),
+            "{e}"
+        );
+    });
+}
+
+#[test]
+fn a_late_question_is_refused_and_undone() {
+    let control = Control {
+        grace: Duration::from_secs(5),
+        ..impatient()
+    };
+    dump_error("slow", &control, |e| {
+        assert!(
+            matches!(e, CriuError::DeadlineExceeded { killed: false, .. }),
+            "{e}"
+        );
+    });
+}
+
+#[test]
+fn another_thread_can_end_it() {
+    case("hangs", |c| {
+        let abort = Abort::new().unwrap();
+        abort.trigger();
+        let control = Control {
+            abort: Some(&abort),
+            ..patient()
+        };
+        let error = c.criu.dump(c.dump(), &mut (), &control).unwrap_err();
+        assert!(
+            matches!(error, CriuError::Cancelled { killed: true, .. }),
+            "{error}"
+        );
+    });
+    case("slow", |c| {
+        let abort = Abort::new().unwrap();
+        let control = Control {
+            abort: Some(&abort),
+            grace: Duration::from_secs(5),
+            ..patient()
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(100));
+                abort.trigger();
+            });
+            let error = c.criu.dump(c.dump(), &mut (), &control).unwrap_err();
+            assert!(
+                matches!(error, CriuError::Cancelled { killed: false, .. }),
+                "{error}"
+            );
+        });
+    });
+}
+
+#[test]
+fn a_finished_dump_stays_finished() {
+    // The program stays after its answer: killed, but the dump is done.
+    case("hangs-after-answer", |c| {
+        let control = Control {
+            grace: Duration::from_millis(100),
+            ..patient()
+        };
+        c.criu.dump(c.dump(), &mut (), &control).unwrap();
+    });
+}
+
+#[test]
+fn a_closed_connection_without_an_exit_is_killed() {
+    let control = Control {
+        grace: Duration::from_millis(200),
+        ..patient()
+    };
+    dump_error("closes", &control, |e| {
+        assert!(
+            matches!(
+                e,
+                CriuError::Died {
+                    exit: Exit::Signal(9),
+                    ..
+                }
+            ),
+            "{e}"
+        );
+    });
+}
+
+#[test]
+fn our_refusal_comes_back_in_our_words() {
+    case("asks-post-dump", |c| {
+        let mut no = |event: &Event, _: Option<OwnedFd>| {
+            assert_eq!(*event, Event::PostDump);
+            Err(Refusal::from("the archive does not fit"))
+        };
+        let error = c.criu.dump(c.dump(), &mut no, &patient()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "criu dump was refused at post-dump: the archive does not fit"
+        );
+    });
+}
+
+#[test]
+fn a_question_of_a_newer_criu_is_passed_on() {
+    case("unknown-question", |c| {
+        let mut seen = None;
+        let mut note = |event: &Event, _: Option<OwnedFd>| {
+            seen = Some(event.clone());
+            Ok(())
+        };
+        c.criu.dump(c.dump(), &mut note, &patient()).unwrap();
+        assert_eq!(seen, Some(Event::Other("pre-stream".to_owned())));
+    });
+}
+
+#[test]
+fn a_panic_in_a_callback_leaves_nothing() {
+    case("works", |c| {
+        let run = std::panic::AssertUnwindSafe(|| {
+            let mut bang = |_: &Event, _: Option<OwnedFd>| panic!("bang");
+            let _ = c.criu.dump(c.dump(), &mut bang, &patient());
+        });
+        assert!(std::panic::catch_unwind(run).is_err());
+    });
+}
+
+#[test]
+fn a_terminal_is_handed_over() {
+    case("terminal", |c| {
+        let mut master = None;
+        let mut take = |event: &Event, fd: Option<OwnedFd>| {
+            assert_eq!(*event, Event::OrphanPtsMaster);
+            master = fd;
+            Ok(())
+        };
+        let done = c.criu.restore(c.restore(), &mut take, &patient()).unwrap();
+        assert_eq!(done.pid, 4711);
+        assert!(master.is_some());
+    });
+}
+
+#[test]
+fn a_restore_gives_its_descriptors_and_tells_the_pid() {
+    case("restores", |c| {
+        let path = c.dir.path().join("inherited");
+        std::fs::write(&path, "inherited").unwrap();
+        let mut options = c.restore();
+        let file = File::open(&path).unwrap();
+        options.inherit_fds = vec![("pipe:[1]".to_owned(), file.into())];
+        let done = c.criu.restore(options, &mut (), &patient()).unwrap();
+        assert_eq!(done.pid, 4711);
+    });
+    case("restores-nobody", |c| {
+        let error = c
+            .criu
+            .restore(c.restore(), &mut (), &patient())
+            .unwrap_err();
+        assert!(matches!(error, CriuError::Protocol { .. }), "{error}");
+    });
+}
+
+#[test]
+fn a_refusal_before_resuming_kills_the_tree() {
+    case("restores-child", |c| {
+        let mut no = |event: &Event, _: Option<OwnedFd>| match event {
+            Event::PreResume => Err(Refusal::from("it has too many capabilities")),
+            _ => Ok(()),
+        };
+        let error = c
+            .criu
+            .restore(c.restore(), &mut no, &patient())
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "criu restore was refused at pre-resume: it has too many capabilities"
+        );
+    });
+}
+
+#[test]
+fn a_probe_is_remembered_and_an_old_criu_refused() {
+    let runs = |c: &Case| {
+        let text = std::fs::read_to_string(c.dir.path().join("runs")).unwrap();
+        text.lines().count()
+    };
+    case("new", |c| {
+        let probe = c.criu.probe().unwrap();
+        assert_eq!(probe.version.to_string(), "4.2.1");
+        assert!(probe.lazy_pages && !probe.mem_track);
+        assert_eq!(c.criu.probe().unwrap(), probe);
+        assert_eq!(runs(c), 1);
+    });
+    case("old", |c| {
+        for _ in 0..2 {
+            let text = c.criu.probe().unwrap_err().to_string();
+            let path = c.criu.binary().display().to_string();
+            assert!(text.contains("3.2.1") && text.contains("4.0") && text.contains(&path));
+        }
+        assert_eq!(runs(c), 1);
+    });
+    for script in ["odd", "exits-silently"] {
+        case(script, |c| {
+            let error = c.criu.probe().unwrap_err();
+            assert!(
+                matches!(error, CriuError::Protocol { .. } | CriuError::Died { .. }),
+                "{error}"
+            );
+        });
+    }
+}
+
+#[test]
+fn a_missing_criu_says_where_it_was_looked_for() {
+    case("gone", |c| {
+        let gone = Path::new("/nonexistent/criu");
+        for error in [
+            Criu::find(Some(gone)).unwrap_err(),
+            Criu::new(gone).probe().unwrap_err(),
+            Criu::new(gone)
+                .dump(c.dump(), &mut (), &patient())
+                .unwrap_err(),
+        ] {
+            let text = error.to_string();
+            assert!(
+                text.contains("/nonexistent/criu") && text.contains("install"),
+                "{text}"
+            );
+        }
+        let text = std::fs::write(c.dir.path().join("plain"), "no program");
+        text.unwrap();
+        let error = Criu::new(c.dir.path().join("plain"))
+            .dump(c.dump(), &mut (), &patient())
+            .unwrap_err();
+        assert!(matches!(error, CriuError::Spawn(_)), "{error}");
+    });
+}
+
+#[test]
+fn a_missing_work_directory_is_told() {
+    case("works", |c| {
+        std::fs::remove_dir(c.work()).unwrap();
+        let error = c.criu.dump(c.dump(), &mut (), &patient()).unwrap_err();
+        assert!(error.to_string().contains("work directory"), "{error}");
+    });
+}
+
+#[test]
+fn bad_options_start_nothing() {
+    case("works", |c| {
+        for bad in [
+            DumpOptions { pid: 0, ..c.dump() },
+            DumpOptions {
+                log_file: "../x".to_owned(),
+                ..c.dump()
+            },
+        ] {
+            let error = c.criu.dump(bad, &mut (), &patient()).unwrap_err();
+            assert!(matches!(error, CriuError::BadOption(_)), "{error}");
+        }
+        assert!(!c.dir.path().join("runs").exists());
+        assert!(External::mount("a]b", "x").is_err());
+    });
+}

@@ -1,0 +1,144 @@
+//! What checkpoint and restore have in common: CRIU itself, its private work
+//! directory, what lies outside of the container, and how failures are told.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use cryo_criu::{Cause, Criu, CriuError};
+use cryo_engine::cgroup::Kind;
+use cryo_engine::{mountpoint, spec};
+use oci_spec::runtime::LinuxNamespaceType;
+
+use super::config::Config;
+use super::context::{Context, with_causes};
+use super::failures;
+use crate::rpc::TaskError;
+
+/// The CRIU that the node's configuration names, known to be new enough.
+pub(super) fn find(context: &Context) -> Result<Criu, TaskError> {
+    let config = Config::load(&context.shared.config)?;
+    let criu = Criu::find(config.criu.path.as_deref()).map_err(from_criu)?;
+    criu.probe().map_err(from_criu)?;
+    Ok(criu)
+}
+
+/// CRIU's work directory for one operation; it and what is in it end with this.
+#[derive(Debug)]
+pub(super) struct WorkDir(PathBuf);
+
+impl WorkDir {
+    pub(super) fn create(context: &Context, operation: &str) -> Result<Self, TaskError> {
+        let path = context.state_dir().join(format!("criu-{operation}"));
+        let made = fs::remove_dir_all(&path)
+            .or_else(|e| {
+                if e.kind() == io::ErrorKind::NotFound {
+                    Ok(())
+                } else {
+                    Err(e)
+                }
+            })
+            .and_then(|()| fs::create_dir_all(&path));
+        made.map_err(|e| TaskError::io(format_args!("cannot make {}", path.display()), &e))?;
+        Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The error that containerd gets, with the log kept for those who want more.
+    pub(super) fn failed(&self, context: &Context, operation: &str, error: CriuError) -> TaskError {
+        let log = self.0.join(format!("{operation}.log"));
+        let kept = failures::keep(
+            Path::new(failures::DIR),
+            &log,
+            operation,
+            &context.shared.namespace,
+            context.id(),
+        );
+        let mut error = from_criu(error);
+        if let Some(kept) = kept {
+            error = error.with_note(&format!("full log: {}", kept.display()));
+        }
+        error
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, path = %self.0.display(), "a work directory stays");
+        }
+    }
+}
+
+/// A mount of the container that shows something of the host.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outside {
+    /// Where it is in the container, links resolved: CRIU's key for it.
+    pub(super) key: String,
+    /// What it shows on this host.
+    pub(super) source: String,
+}
+
+/// All mounts that CRIU must not dump or restore by itself.
+pub(super) fn outside_mounts(context: &Context) -> Result<Vec<Outside>, TaskError> {
+    let rootfs = context.record.rootfs();
+    let mut found = Vec::new();
+    for bind in spec::binds(&context.spec) {
+        let key = mountpoint::resolve(&rootfs, &bind.destination).map_err(|e| {
+            TaskError::io(
+                format_args!("cannot resolve the mount {}", bind.destination.display()),
+                &e,
+            )
+        })?;
+        found.push(Outside {
+            key: text(&key)?,
+            source: text(&bind.source)?,
+        });
+    }
+    // With a cgroup namespace of its own the container mounts them itself.
+    let own = spec::namespace(&context.spec, LinuxNamespaceType::Cgroup) == spec::Namespace::New;
+    if let (Some(destination), false) = (spec::cgroup_mount(&context.spec), own) {
+        for (hierarchy, dir) in context.cgroups.dirs() {
+            if let (Kind::V1(_), Some(name)) = (&hierarchy.kind, hierarchy.mountpoint.file_name()) {
+                found.push(Outside {
+                    key: text(&destination.join(name))?,
+                    source: text(&dir)?,
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn text(path: &Path) -> Result<String, TaskError> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        TaskError::InvalidArgument(format!(
+            "the path {} is not UTF-8, CRIU cannot be told of it",
+            path.display()
+        ))
+    })
+}
+
+/// CRIU's error in the words and the code of the Task service.
+pub(super) fn from_criu(error: CriuError) -> TaskError {
+    let text = with_causes(&error);
+    match &error {
+        CriuError::NotFound { .. } | CriuError::TooOld { .. } => {
+            TaskError::FailedPrecondition(text)
+        }
+        CriuError::BadOption(_) => TaskError::InvalidArgument(text),
+        CriuError::DeadlineExceeded { .. } => TaskError::DeadlineExceeded(text),
+        CriuError::Cancelled { .. } => TaskError::Canceled(text),
+        CriuError::Refused { .. } => TaskError::Aborted(text),
+        _ => match error.failure().map(|f| f.diagnosis.cause) {
+            Some(Cause::DiskFull) => TaskError::ResourceExhausted(text),
+            Some(Cause::FreezeTimeout) => TaskError::Unavailable(text),
+            Some(Cause::Unknown) | None => TaskError::Internal(text),
+            // Something about the container or the node has to change first.
+            Some(_) => TaskError::FailedPrecondition(text),
+        },
+    }
+}
