@@ -182,6 +182,10 @@ pub fn sealed_self_exe() -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::zombie_processes,
+    reason = "children are waited for through their pidfds"
+)]
 mod tests {
     use std::io::Write as _;
     use std::process::Command;

@@ -144,6 +144,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::zombie_processes, reason = "the reaper is to wait")]
     fn spawn(script: &str) -> Pid {
         let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
         Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap()
