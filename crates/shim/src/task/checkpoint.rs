@@ -63,17 +63,13 @@ pub fn run(
         }),
         ..DumpOptions::new(pid.as_raw_nonzero().get(), images.open()?, work.path())
     };
-    let thaw = if paused {
-        None
-    } else {
-        Some(Thaw::after_freezing(context)?)
-    };
+    let frozen = Frozen::new(context, paused)?;
     let control = Control {
         deadline: request.deadline,
         ..Control::default()
     };
     let result = criu.dump(options, &mut (), &control);
-    drop(thaw);
+    drop(frozen);
     result.map_err(|e| work.failed(context, "dump", e))?;
 
     if let Some(to) = &request.work {
@@ -146,21 +142,34 @@ impl Drop for Images {
     }
 }
 
-/// A freeze of ours, taken back at the end whatever happens.
-struct Thaw<'a>(&'a Context);
+/// The container is frozen while this lives. Afterwards it is frozen or not as
+/// it was before, whatever CRIU has done in between.
+struct Frozen<'a> {
+    context: &'a Context,
+    before: bool,
+}
 
-impl<'a> Thaw<'a> {
-    fn after_freezing(context: &'a Context) -> Result<Self, TaskError> {
-        // CRIU looks every 100 ms only whether it has frozen a cgroup.
-        context.cgroups.freeze(FREEZE_LIMIT).map_err(internal)?;
-        Ok(Self(context))
+impl<'a> Frozen<'a> {
+    fn new(context: &'a Context, before: bool) -> Result<Self, TaskError> {
+        if !before {
+            // CRIU looks every 100 ms only whether it has frozen a cgroup.
+            context.cgroups.freeze(FREEZE_LIMIT).map_err(internal)?;
+        }
+        Ok(Self { context, before })
     }
 }
 
-impl Drop for Thaw<'_> {
+impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.0.cgroups.thaw(FREEZE_LIMIT) {
-            tracing::error!(%error, "the container stays frozen");
+        let cgroups = &self.context.cgroups;
+        let result = if self.before {
+            cgroups.freeze(FREEZE_LIMIT)
+        } else {
+            cgroups.thaw(FREEZE_LIMIT)
+        };
+        if let Err(error) = result {
+            let wanted = if self.before { "frozen" } else { "thawed" };
+            tracing::error!(%error, "the container is not {wanted} as it was");
         }
     }
 }

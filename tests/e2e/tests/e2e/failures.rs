@@ -349,8 +349,10 @@ pub(crate) async fn criu_too_old(cx: Context) -> anyhow::Result<()> {
 import socket, sys
 if "swrk" in sys.argv:
     peer = socket.socket(fileno=int(sys.argv[-1]))
-    while peer.recv(65536):
-        peer.send(bytes([8, 10, 16, 1, 82, 4, 8, 3, 16, 10]))
+    # The request's first field is its type; 10 is VERSION, 9 is FEATURE_CHECK.
+    while request := peer.recv(65536):
+        body = [82, 4, 8, 3, 16, 10] if request[1] == 10 else [66, 0]
+        peer.send(bytes([8, request[1], 16, 1, *body]))
 else:
     print("Version: 3.10")
 "#;
