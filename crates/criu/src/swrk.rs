@@ -523,11 +523,14 @@ impl Worker {
                 kill_at = Some(now + control.grace);
             }
             let until = if ending { kill_at } else { control.deadline };
-            let wake = control.abort.filter(|_| !ending).map(|a| a.0.as_fd());
+            let mut wakes = vec![self.child.pidfd()];
+            wakes.extend(control.abort.filter(|_| !ending).map(|a| a.0.as_fd()));
             let left = until.map(|u| u.saturating_duration_since(now));
-            match scm::wait_readable(sock.as_fd(), wake, left) {
+            match scm::wait_readable(sock.as_fd(), &wakes, left) {
                 Ok(Ready::Message) => return Ok(()),
-                Ok(Ready::Woken) => self.ending = Some(Ending::Cancelled),
+                // A half-restored task holds the socket open: CRIU's end is not its end.
+                Ok(Ready::Woken(0)) => return Err(Talk::Closed),
+                Ok(Ready::Woken(_)) => self.ending = Some(Ending::Cancelled),
                 Ok(Ready::TimedOut) if !ending => self.ending = Some(Ending::Deadline),
                 Ok(Ready::TimedOut) => {
                     self.kill();
@@ -547,7 +550,7 @@ impl Worker {
             self.ending = Some(Ending::Deadline);
         } else if let Some(abort) = control.abort
             && let Ok(Ready::Message) =
-                scm::wait_readable(abort.0.as_fd(), None, Some(Duration::ZERO))
+                scm::wait_readable(abort.0.as_fd(), &[], Some(Duration::ZERO))
         {
             self.ending = Some(Ending::Cancelled);
         }
@@ -587,7 +590,7 @@ impl Worker {
     /// CRIU has ended: who traces a task sees its end first.
     fn reap_root(&self) {
         let Some(root) = &self.root else { return };
-        let ended = scm::wait_readable(root.as_fd(), None, Some(Duration::from_secs(2)));
+        let ended = scm::wait_readable(root.as_fd(), &[], Some(Duration::from_secs(2)));
         if matches!(ended, Ok(Ready::Message)) {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
             // ECHILD: not ours, or reaped by whoever reaps here.

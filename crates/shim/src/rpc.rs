@@ -108,7 +108,9 @@ impl TaskError {
             Some(Errno::NOENT) => Self::FailedPrecondition(text),
             Some(Errno::EXIST) => Self::AlreadyExists(text),
             Some(Errno::PERM | Errno::ACCESS | Errno::ROFS) => Self::PermissionDenied(text),
-            Some(Errno::INVAL | Errno::NAMETOOLONG) => Self::InvalidArgument(text),
+            Some(Errno::INVAL | Errno::NAMETOOLONG | Errno::NOTDIR | Errno::LOOP) => {
+                Self::InvalidArgument(text)
+            }
             Some(Errno::NOSPC | Errno::DQUOT) => {
                 Self::ResourceExhausted(format!("{text}; free some space there"))
             }

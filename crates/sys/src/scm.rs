@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::cmsg_space;
 use rustix::io::retry_on_intr;
@@ -132,15 +132,15 @@ pub fn recv(sock: BorrowedFd<'_>, max: usize) -> io::Result<Option<(Vec<u8>, Vec
     Ok(Some((data, fds)))
 }
 
-/// Waits until `sock` can be read (a message or the end), until `wake` can be read, or until
-/// `timeout` has passed; says which.
+/// Waits until `sock` can be read (a message or the end), until one of `wakes` can be read, or
+/// until `timeout` has passed; says which.
 ///
 /// # Errors
 ///
 /// What `ppoll(2)` answers, interruptions apart.
 pub fn wait_readable(
     sock: BorrowedFd<'_>,
-    wake: Option<BorrowedFd<'_>>,
+    wakes: &[BorrowedFd<'_>],
     timeout: Option<std::time::Duration>,
 ) -> io::Result<Ready> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -152,17 +152,17 @@ pub fn wait_readable(
             tv_sec: i64::try_from(l.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: l.subsec_nanos().into(),
         });
-        let wake_fd = wake.unwrap_or(sock);
-        let mut fds = [
-            PollFd::from_borrowed_fd(sock.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(wake_fd, PollFlags::IN),
-        ];
-        let used = if wake.is_some() { 2 } else { 1 };
-        match poll(&mut fds[..used], limit.as_ref()) {
-            Ok(0) => return Ok(Ready::TimedOut),
+        let mut fds: Vec<_> = std::iter::once(&sock)
+            .chain(wakes)
+            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+            .collect();
+        match poll(&mut fds, limit.as_ref()) {
             // The message first: an answer that has come is not lost to a late wake-up.
-            Ok(_) if !fds[0].revents().is_empty() => return Ok(Ready::Message),
-            Ok(_) => return Ok(Ready::Woken),
+            Ok(_) => match fds.iter().position(|fd| !fd.revents().is_empty()) {
+                None => return Ok(Ready::TimedOut),
+                Some(0) => return Ok(Ready::Message),
+                Some(n) => return Ok(Ready::Woken(n - 1)),
+            },
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -174,8 +174,8 @@ pub fn wait_readable(
 pub enum Ready {
     /// The socket has a message, or its peer is gone.
     Message,
-    /// The wake descriptor is readable.
-    Woken,
+    /// The wake descriptor of this index is readable.
+    Woken(usize),
     /// Neither, in the time given.
     TimedOut,
 }
@@ -184,6 +184,7 @@ pub enum Ready {
 mod tests {
     use std::fs::File;
     use std::io::{Read, Seek, Write};
+    use std::os::fd::AsFd;
     use std::time::Duration;
 
     use super::*;
@@ -258,10 +259,10 @@ mod tests {
     fn waiting_tells_message_wake_and_time_apart() {
         let (a, b) = pair().expect("pair");
         let (wake_a, wake_b) = pair().expect("pair");
-        let wait = |t| wait_readable(b.as_fd(), Some(wake_b.as_fd()), Some(t)).expect("wait");
+        let wait = |t| wait_readable(b.as_fd(), &[wake_b.as_fd()], Some(t)).expect("wait");
         assert_eq!(wait(Duration::from_millis(5)), Ready::TimedOut);
         send(wake_a.as_fd(), b"x", &[]).expect("send");
-        assert_eq!(wait(Duration::from_secs(5)), Ready::Woken);
+        assert_eq!(wait(Duration::from_secs(5)), Ready::Woken(0));
         send(a.as_fd(), b"x", &[]).expect("send");
         assert_eq!(wait(Duration::from_secs(5)), Ready::Message);
     }

@@ -323,7 +323,7 @@ impl Child {
     /// As [`wait`](Self::wait).
     pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Exit>> {
         if self.exit.is_none()
-            && wait_readable(self.pidfd.as_fd(), None, Some(timeout))? == Ready::TimedOut
+            && wait_readable(self.pidfd.as_fd(), &[], Some(timeout))? == Ready::TimedOut
         {
             return Ok(None);
         }

@@ -70,7 +70,12 @@ pub fn run(
     };
     let result = criu.dump(options, &mut (), &control);
     drop(frozen);
-    result.map_err(|e| work.failed(context, "dump", e))?;
+    result.map_err(|e| match work.failed(context, "dump", e) {
+        full @ TaskError::ResourceExhausted(_) => {
+            full.with_note(&format!("images: {}", request.images.display()))
+        }
+        other => other,
+    })?;
 
     if let Some(to) = &request.work {
         hand_over(work.path(), to)?;

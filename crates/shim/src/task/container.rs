@@ -25,6 +25,11 @@ use crate::rpc::TaskError;
 /// How long a freeze or thaw may take.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 
+/// A pause this short before a checkpoint was made for it. The client that made
+/// it resumes with the checkpoint's deadline, and so never does once that has
+/// passed.
+const PAUSED_FOR_CHECKPOINT: Duration = Duration::from_secs(2);
+
 /// How long Delete waits for output that nobody reads.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -99,6 +104,8 @@ enum Done {
     },
     Checkpointed {
         path: PathBuf,
+        /// Nobody is left to resume what was paused for it.
+        abandoned: bool,
         result: Result<(), TaskError>,
         reply: Reply<()>,
     },
@@ -136,6 +143,7 @@ impl Container {
             init: None,
             stdio,
             ends: init.is_none().then_some(ends),
+            paused_at: None,
             held_exit: None,
             exit: exit_sender,
             outbox: commands.downgrade(),
@@ -282,6 +290,7 @@ struct Actor {
     stdio: Stdio,
     /// The container's ends of its streams, until the restore takes them.
     ends: Option<ContainerEnds>,
+    paused_at: Option<Instant>,
     /// An exit that must not be told before the start is.
     held_exit: Option<Exit>,
     exit: watch::Sender<Option<Exit>>,
@@ -421,6 +430,10 @@ impl Actor {
         };
         let pid = init.pid;
         let path = request.images.clone();
+        let for_this = |at: Instant| paused && at.elapsed() < PAUSED_FOR_CHECKPOINT;
+        let give_up = request
+            .deadline
+            .filter(|_| self.paused_at.is_some_and(for_this));
         // CRIU is a child for a while, and nobody's to sweep.
         let hold = self.context.shared.reaper.hold();
         self.beside(
@@ -428,8 +441,9 @@ impl Actor {
                 let _hold = hold;
                 checkpoint::run(context, pid, paused, &request)
             },
-            |result| Done::Checkpointed {
+            move |result| Done::Checkpointed {
                 path,
+                abandoned: give_up.is_some_and(|deadline| deadline <= Instant::now()),
                 result,
                 reply,
             },
@@ -570,6 +584,7 @@ impl Actor {
             Done::Switched { result, reply } => {
                 let pausing = self.state.busy() == Some(Op::Pause);
                 if result.is_ok() && pausing {
+                    self.paused_at = Some(Instant::now());
                     events::paused(sink, self.context.id());
                 } else if result.is_ok() {
                     events::resumed(sink, self.context.id());
@@ -579,6 +594,7 @@ impl Actor {
             }
             Done::Checkpointed {
                 path,
+                abandoned,
                 result,
                 reply,
             } => {
@@ -587,6 +603,13 @@ impl Actor {
                 }
                 self.state.end(result.is_ok());
                 answer(reply, result);
+                if abandoned && self.state.phase() == Phase::Paused {
+                    tracing::warn!(
+                        id = self.context.id(),
+                        "the checkpoint's client is late: resuming for it"
+                    );
+                    self.switch(Op::Resume, oneshot::channel().0);
+                }
             }
             Done::Deleted { result, reply } => {
                 self.state.end(result.is_ok());

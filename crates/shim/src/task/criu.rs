@@ -57,6 +57,9 @@ impl WorkDir {
             &context.shared.namespace,
             context.id(),
         );
+        if matches!(error, CriuError::Died { .. }) {
+            remove_mount_roots();
+        }
         let mut error = from_criu(error);
         if let Some(kept) = kept {
             error = error.with_note(&format!("full log: {}", kept.display()));
@@ -69,6 +72,26 @@ impl Drop for WorkDir {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!(%error, path = %self.0.display(), "a work directory stays");
+        }
+    }
+}
+
+/// CRIU mounts a container's roots below a folder in `/tmp`, in its own mount
+/// namespace; a CRIU that was killed leaves the folder. One that nobody's mount
+/// table names is nobody's.
+fn remove_mount_roots() {
+    let tables: Vec<String> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| fs::read_to_string(e.path().join("mountinfo")).ok())
+        .collect();
+    for entry in fs::read_dir("/tmp").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(".criu.mntns.") && !tables.iter().any(|t| t.contains(&*name)) {
+            // Only an empty folder goes.
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }

@@ -1,2 +1,300 @@
-//! Placeholder.
-fn main() {}
+//! cryo beside the Go shim with runc, in one run on one lab node: interleaved medians as a
+//! Markdown table. `cargo run --release -p cryo-e2e --bin cryo-bench [ROUNDS]`, as root.
+//!
+//! The binaries measured are those in `CRYO_BIN_DIR`; build them with `--release` and point
+//! it at `target/release`, else debug builds are measured.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use cryo_e2e::containerd::{CheckpointOptions, CreateTaskRequest};
+use cryo_e2e::context::{Container, Context, Output};
+use cryo_e2e::lab::{Lab, Node, binaries};
+use cryo_e2e::runtime::Runtime;
+use cryo_e2e::workload::{BUSYBOX, COUNTER, PYTHON};
+
+/// The bench's own node.
+const NODE: &str = "e2e-bench";
+
+/// Rounds when the command line names no number.
+const ROUNDS: usize = 20;
+
+/// Memory of the process whose frozen time is measured.
+const HEAP_MIB: usize = 64;
+
+const BOTH: [Runtime; 2] = [Runtime::Cryo, Runtime::Runc];
+
+fn main() -> anyhow::Result<()> {
+    let rounds = match std::env::args().nth(1) {
+        Some(word) => word.parse().context("the argument is a number of rounds")?,
+        None => ROUNDS,
+    };
+    if let Some(reason) = Lab::missing(Runtime::Cryo) {
+        anyhow::bail!(reason);
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(run(rounds))
+}
+
+async fn run(rounds: usize) -> anyhow::Result<()> {
+    let lab = Arc::new(Lab::up(&[NODE]).await?);
+    let mut table = Table::default();
+    // Round 0 warms both up and is not counted.
+    for round in 0..=rounds {
+        let order = if round % 2 == 0 {
+            [Runtime::Cryo, Runtime::Runc]
+        } else {
+            [Runtime::Runc, Runtime::Cryo]
+        };
+        for runtime in order {
+            let cx = Context::new(&format!("bench-{round}"), runtime, Arc::clone(&lab));
+            let mut sample = Sample::default();
+            let measured = one_round(&cx, &mut sample).await;
+            let cleaned = cx.clean_up().await;
+            measured.with_context(|| format!("round {round} of {}", runtime.name()))?;
+            cleaned?;
+            if round > 0 {
+                table.add(runtime, sample);
+            }
+        }
+        eprint!("\rround {round} of {rounds}");
+    }
+    eprintln!();
+    table.print(rounds);
+    if let Some(lab) = Arc::into_inner(lab) {
+        lab.down()?;
+    }
+    Ok(())
+}
+
+/// What one round measured: a name with a unit, and the number.
+#[derive(Debug, Default)]
+struct Sample(Vec<(&'static str, f64)>);
+
+impl Sample {
+    fn time(&mut self, what: &'static str, since: Instant) {
+        self.0.push((what, since.elapsed().as_secs_f64() * 1e3));
+    }
+}
+
+async fn one_round(cx: &Context, sample: &mut Sample) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    lifecycle(cx, node, sample).await?;
+    checkpoint_and_restore(cx, node, sample).await?;
+    frozen_time(cx, node, sample).await?;
+    memory(cx, node, sample).await
+}
+
+/// A request with our fifos as stdio, made before anything is timed.
+async fn prepared(
+    container: &Container,
+    image: Option<&str>,
+) -> anyhow::Result<(CreateTaskRequest, Output)> {
+    let output = Output::open(&container.node, &container.id)?;
+    let mut request = container.create_request(image).await?;
+    request.stdout = output.path("stdout");
+    request.stderr = output.path("stderr");
+    Ok((request, output))
+}
+
+async fn lifecycle(cx: &Context, node: &Node, sample: &mut Sample) -> anyhow::Result<()> {
+    let container = cx.container(node, BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    let (request, output) = prepared(&container, None).await?;
+    let start = Instant::now();
+    container.api.create(request).await?;
+    container.start().await?;
+    sample.time("create to running, ms", start);
+    output.count_to(1).await?;
+    sample.time("create to first output, ms", start);
+
+    let start = Instant::now();
+    container.api.kill(&container.id, 9).await?;
+    container.api.wait(&container.id).await?;
+    sample.time("kill to exit, ms", start);
+    let start = Instant::now();
+    container.api.delete(&container.id).await?;
+    sample.time("delete, ms", start);
+    Ok(())
+}
+
+async fn checkpoint_and_restore(
+    cx: &Context,
+    node: &Node,
+    sample: &mut Sample,
+) -> anyhow::Result<()> {
+    let container = cx.container(node, BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    let (request, output) = prepared(&container, None).await?;
+    container.api.create(request).await?;
+    container.start().await?;
+    output.count_to(2).await?;
+    let image = cx.folder(node, "image")?;
+    let options = CheckpointOptions {
+        image_path: image.clone(),
+        exit: true,
+        ..Default::default()
+    };
+    let start = Instant::now();
+    container.api.checkpoint(&container.id, options).await?;
+    sample.time("checkpoint of a busybox counter (exit), ms", start);
+    container.finish().await?;
+
+    let (request, output) = prepared(&container, Some(&image)).await?;
+    let start = Instant::now();
+    container.api.create(request).await?;
+    container.start().await?;
+    sample.time("restore of it, ms", start);
+    output.count_to(1).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// Python that notes the longest pause between two looks at the clock and prints it in
+/// milliseconds at SIGUSR1.
+fn clock_watcher() -> String {
+    format!(
+        "import os, signal, time\n\
+         heap = os.urandom({HEAP_MIB} << 20)\n\
+         longest = 0.0\n\
+         def tell(*_):\n\
+         \x20   print('longest', longest * 1e3, flush=True)\n\
+         signal.signal(signal.SIGUSR1, tell)\n\
+         print('ready', flush=True)\n\
+         last = time.monotonic()\n\
+         while True:\n\
+         \x20   now = time.monotonic()\n\
+         \x20   longest = max(longest, now - last)\n\
+         \x20   last = now\n\
+         \x20   time.sleep(0.001)\n"
+    )
+}
+
+async fn frozen_time(cx: &Context, node: &Node, sample: &mut Sample) -> anyhow::Result<()> {
+    let container = cx
+        .container(node, PYTHON, &["python3", "-c", &clock_watcher()])
+        .await?;
+    let output = container.create().await?;
+    container.start().await?;
+    output
+        .until(|text| text.contains("ready").then_some(()))
+        .await?;
+    let image = cx.folder(node, "image")?;
+    let start = Instant::now();
+    container.checkpoint(&image, false).await?;
+    sample.time("checkpoint of 64 MiB (leave running), ms", start);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    container.api.kill(&container.id, 10).await?;
+    let longest: f64 = output
+        .until(|text| {
+            let line = text.lines().find(|l| l.starts_with("longest "))?;
+            line.trim_start_matches("longest ").parse().ok()
+        })
+        .await?;
+    sample
+        .0
+        .push(("... of it the application stood still, ms", longest));
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// The memory of what serves a pod with one container: the shim and its helpers, which
+/// are its children outside of the containers' pid namespaces.
+async fn memory(cx: &Context, node: &Node, sample: &mut Sample) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let pod = cx.pod(node, cx.runtime().handler()).await?;
+    sample.time("RunPodSandbox, ms", start);
+    let start = Instant::now();
+    let app = pod.run("app", BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    sample.time("CreateContainer and StartContainer, ms", start);
+    app.count_to(3).await?;
+    let shims: Vec<u32> = node
+        .processes("containerd-shim")
+        .into_iter()
+        .filter(|pid| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.split(|b| *b == 0).any(|w| w == pod.id.as_bytes()))
+        })
+        .collect();
+    ensure!(!shims.is_empty(), "no shim of the pod");
+    let mut all = shims.clone();
+    let namespace = std::fs::read_link(format!("/proc/{}/ns/pid", node.pid()))?;
+    for pid in cryo_e2e::lab::pids() {
+        let helper = cryo_e2e::lab::parent(pid).is_some_and(|p| shims.contains(&p))
+            && std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns == namespace);
+        if helper && !all.contains(&pid) {
+            all.push(pid);
+        }
+    }
+    let mut total = [0.0; 3];
+    for pid in all {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        for line in rollup.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(key), Some(kib)) = (words.next(), words.next()) else {
+                continue;
+            };
+            let mib = kib.parse::<f64>().unwrap_or(0.0) / 1024.0;
+            match key {
+                "Rss:" => total[0] += mib,
+                "Pss:" => total[1] += mib,
+                "Private_Clean:" | "Private_Dirty:" => total[2] += mib,
+                _ => {}
+            }
+        }
+    }
+    let [rss, pss, private] = total;
+    sample.0.push(("a pod's shim, RSS, MiB", rss));
+    sample.0.push(("a pod's shim, PSS, MiB", pss));
+    sample.0.push(("a pod's shim, private, MiB", private));
+    Ok(())
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    rows: Vec<(&'static str, [Vec<f64>; 2])>,
+}
+
+impl Table {
+    fn add(&mut self, runtime: Runtime, sample: Sample) {
+        let column = usize::from(runtime != BOTH[0]);
+        for (what, value) in sample.0 {
+            let at = self.rows.iter().position(|(name, _)| *name == what);
+            let at = at.unwrap_or_else(|| {
+                self.rows.push((what, Default::default()));
+                self.rows.len() - 1
+            });
+            if let Some(values) = self.rows.get_mut(at).and_then(|r| r.1.get_mut(column)) {
+                values.push(value);
+            }
+        }
+    }
+
+    fn print(&self, rounds: usize) {
+        println!(
+            "Interleaved medians of {rounds}; binaries from {}.\n",
+            binaries().display()
+        );
+        println!("| what | cryo | Go shim + runc | cryo / Go |");
+        println!("| --- | ---: | ---: | ---: |");
+        for (what, [cryo, runc]) in &self.rows {
+            let (cryo, runc) = (median(cryo), median(runc));
+            println!("| {what} | {cryo:.1} | {runc:.1} | {:.2} |", cryo / runc);
+        }
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
+    if sorted.len() % 2 == 1 {
+        at(middle)
+    } else {
+        (at(middle.wrapping_sub(1)) + at(middle)) / 2.0
+    }
+}
