@@ -392,6 +392,22 @@ fn a_death_in_the_middle_is_told() {
 }
 
 #[test]
+fn a_death_is_seen_while_others_hold_the_connection() {
+    dump_error("leaves-a-holder", &patient(), |e| {
+        assert!(
+            matches!(
+                e,
+                CriuError::Died {
+                    exit: Exit::Signal(9),
+                    ..
+                }
+            ),
+            "{e}"
+        );
+    });
+}
+
+#[test]
 fn an_exit_without_an_answer_is_a_death() {
     dump_error("exits-silently", &patient(), |e| {
         assert!(
