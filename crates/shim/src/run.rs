@@ -11,6 +11,7 @@ use containerd_shim_protos::shim_async::create_task;
 use cryo_engine::Zygote;
 
 use crate::args::Flags;
+use crate::bootstrap::{self, socket};
 use crate::entry::{BoxError, Entry, init_log};
 use crate::events::{self, EventSink, Publisher};
 use crate::serve::{self, Shutdown};
@@ -93,6 +94,10 @@ fn publisher(flags: &Flags) -> Arc<Publisher> {
 fn clean_up(flags: &Flags) -> Result<DeleteResponse, BoxError> {
     let zygote = Zygote::spawn()?;
     let removed = delete::run(Path::new(STATE_ROOT), &flags.namespace, &flags.id, &zygote)?;
+    // The dead shim could not; if it was of a group, this is the group's id.
+    let dir = bootstrap::socket_dir_of(&flags.bundle);
+    let socket = socket::path(&dir, &flags.address, &flags.namespace, &flags.id)?;
+    socket::remove_stale(&socket)?;
     let mut answer = DeleteResponse::new();
     if let Some((own, others)) = removed.split_first() {
         answer.exit_status = own.exit.status;

@@ -32,17 +32,15 @@ struct Shells {
 
 impl Engine for Shells {
     #[expect(clippy::zombie_processes, reason = "the shim's reaper waits")]
-    fn create(
-        &self,
-        target: &Target,
-        _: [Option<OwnedFd>; 3],
-        _: bool,
-    ) -> Result<Pid, Error> {
+    fn create(&self, target: &Target, _: [Option<OwnedFd>; 3], _: bool) -> Result<Pid, Error> {
         assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
         let spec = cryo_engine::spec::load(&target.bundle).unwrap();
         let script = spec.process().as_ref().unwrap().args().as_ref().unwrap()[0].clone();
         let gate = target.bundle.join("gate");
-        let wait = format!("until [ -e {} ]; do sleep 0.01; done; {script}", gate.display());
+        let wait = format!(
+            "until [ -e {} ]; do sleep 0.01; done; {script}",
+            gate.display()
+        );
         let child = Command::new("sh").args(["-c", &wait]).spawn().unwrap();
         self.gates.lock().unwrap().insert(target.id.clone(), gate);
         Ok(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap())
@@ -96,7 +94,14 @@ impl Bench {
         server.start().await.unwrap();
         let client = TaskClient::new(Client::connect(&address).await.unwrap());
         let v2 = Client::connect(&address).await.unwrap();
-        Self { client, v2, events, engine, dir, _server: server }
+        Self {
+            client,
+            v2,
+            events,
+            engine,
+            dir,
+            _server: server,
+        }
     }
 
     fn bundle(&self, id: &str, script: &str) -> PathBuf {
@@ -133,13 +138,19 @@ impl Bench {
     async fn wait(&self, id: &str) -> ttrpc::Result<u32> {
         let mut request = api::WaitRequest::new();
         request.id = id.to_owned();
-        self.client.wait(limit(), &request).await.map(|a| a.exit_status)
+        self.client
+            .wait(limit(), &request)
+            .await
+            .map(|a| a.exit_status)
     }
 
     async fn delete(&self, id: &str) -> ttrpc::Result<u32> {
         let mut request = api::DeleteRequest::new();
         request.id = id.to_owned();
-        self.client.delete(limit(), &request).await.map(|a| a.exit_status)
+        self.client
+            .delete(limit(), &request)
+            .await
+            .map(|a| a.exit_status)
     }
 
     async fn kill(&self, id: &str, signal: u32) -> ttrpc::Result<()> {
@@ -152,7 +163,10 @@ impl Bench {
     async fn status(&self, id: &str) -> ttrpc::Result<api::Status> {
         let mut request = api::StateRequest::new();
         request.id = id.to_owned();
-        self.client.state(limit(), &request).await.map(|a| a.status.unwrap())
+        self.client
+            .state(limit(), &request)
+            .await
+            .map(|a| a.status.unwrap())
     }
 
     async fn checkpoint(&self, id: &str) -> ttrpc::Result<()> {
@@ -198,7 +212,12 @@ async fn lives_and_orders(reaper: Reaper) {
     assert_eq!(bench.delete("a").await.unwrap(), 3);
     assert_eq!(
         bench.events.topics(),
-        ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+        [
+            "/tasks/create",
+            "/tasks/start",
+            "/tasks/exit",
+            "/tasks/delete"
+        ]
     );
     assert!(!bench.dir.path().join("state/test/a").exists());
     // The id is free again.
@@ -209,25 +228,37 @@ async fn lives_and_orders(reaper: Reaper) {
 }
 
 async fn an_exit_that_beats_the_start(reaper: Reaper) {
-    let slow = Shells { slow_start: Duration::from_millis(200), ..Shells::default() };
+    let slow = Shells {
+        slow_start: Duration::from_millis(200),
+        ..Shells::default()
+    };
     let bench = Bench::new(reaper, slow).await;
     bench.create("quick", "exit 0").await.unwrap();
     bench.start("quick").await.unwrap();
     assert_eq!(bench.wait("quick").await.unwrap(), 0);
-    assert_eq!(bench.events.topics(), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
+    assert_eq!(
+        bench.events.topics(),
+        ["/tasks/create", "/tasks/start", "/tasks/exit"]
+    );
     bench.delete("quick").await.unwrap();
 }
 
 async fn refusals(reaper: Reaper) {
     let bench = Bench::new(reaper, Shells::default()).await;
     assert_eq!(code(bench.start("none").await).0, Code::NOT_FOUND);
-    assert_eq!(code(bench.create_in("../x", Path::new("/tmp")).await).0, Code::INVALID_ARGUMENT);
+    assert_eq!(
+        code(bench.create_in("../x", Path::new("/tmp")).await).0,
+        Code::INVALID_ARGUMENT
+    );
     let (no_spec, text) = code(bench.create_in("bare", bench.dir.path()).await);
     assert_eq!(no_spec, Code::INVALID_ARGUMENT, "{text}");
     assert!(text.contains("config.json"), "{text}");
 
     bench.create("a", "sleep 60").await.unwrap();
-    assert_eq!(code(bench.create("a", "exit 0").await).0, Code::ALREADY_EXISTS);
+    assert_eq!(
+        code(bench.create("a", "exit 0").await).0,
+        Code::ALREADY_EXISTS
+    );
     let (created, text) = code(bench.checkpoint("a").await);
     assert_eq!(created, Code::FAILED_PRECONDITION);
     assert!(text.contains("start it first"), "{text}");
@@ -240,7 +271,10 @@ async fn refusals(reaper: Reaper) {
     bench.kill("a", 15).await.unwrap();
     assert_eq!(bench.wait("a").await.unwrap(), 128 + 15);
     assert_eq!(code(bench.kill("a", 15).await).0, Code::NOT_FOUND);
-    assert_eq!(code(bench.checkpoint("a").await).0, Code::FAILED_PRECONDITION);
+    assert_eq!(
+        code(bench.checkpoint("a").await).0,
+        Code::FAILED_PRECONDITION
+    );
     bench.delete("a").await.unwrap();
     assert_eq!(code(bench.status("a").await).0, Code::NOT_FOUND);
 }
@@ -257,8 +291,12 @@ async fn a_panic_is_an_answer_and_leaves_nothing(reaper: Reaper) {
 
 async fn unimplemented_methods_say_so(reaper: Reaper) {
     let bench = Bench::new(reaper, Shells::default()).await;
-    let (unimplemented, text) =
-        code(bench.client.exec(limit(), &api::ExecProcessRequest::new()).await);
+    let (unimplemented, text) = code(
+        bench
+            .client
+            .exec(limit(), &api::ExecProcessRequest::new())
+            .await,
+    );
     assert_eq!(unimplemented, Code::UNIMPLEMENTED);
     assert!(text.contains("Exec"), "{text}");
     // The same under its older name.

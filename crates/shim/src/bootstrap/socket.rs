@@ -170,6 +170,23 @@ impl Identity {
     }
 }
 
+/// Removes the socket of a shim that died; one that is served stays, and none is fine.
+///
+/// # Errors
+///
+/// [`SocketError`].
+pub fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let Some(dir) = path.parent().filter(|_| path.exists()) else {
+        return Ok(());
+    };
+    let _lock = lock(dir)?;
+    let name = SocketAddrUnix::new(path).map_err(failed("name socket", path))?;
+    if path.exists() && !alive(path, &name)? {
+        fs::remove_file(path).map_err(failed("remove stale socket", path))?;
+    }
+    Ok(())
+}
+
 /// Removes a socket file, unless another shim has put its own there meanwhile. Says whether it
 /// removed anything.
 ///
@@ -370,5 +387,20 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("/proc/nowhere"), "{error}");
+    }
+
+    #[test]
+    fn only_a_dead_shims_socket_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        remove_stale(&path).unwrap();
+        let Listening::New(listener) = listen(&path).unwrap() else {
+            panic!("somebody serves a new path");
+        };
+        remove_stale(&path).unwrap();
+        assert!(path.exists());
+        drop(listener);
+        remove_stale(&path).unwrap();
+        assert!(!path.exists());
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cryo_checkpoint::descriptors::{Descriptors, StdioKey};
 use cryo_checkpoint::layout;
 use cryo_criu::request::NetworkLockMethod;
-use cryo_criu::{Control, DumpOptions, External};
+use cryo_criu::{Cause, Control, CriuError, DumpOptions, External};
 use cryo_engine::{mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
@@ -20,6 +20,9 @@ use crate::rpc::TaskError;
 
 /// How long a freeze or thaw may take.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long CRIU may take to stop all tasks; they are frozen already.
+const SEIZE_LIMIT_S: u32 = 5;
 
 /// Dumps the container whose first process is `pid`. Blocks.
 ///
@@ -44,32 +47,44 @@ pub fn run(
         .and_then(|d| fs::write(&descriptors, d))
         .map_err(|e| TaskError::io(format_args!("cannot write {}", descriptors.display()), &e))?;
 
-    let options = DumpOptions {
-        root: Some(context.record.rootfs()),
-        leave_running: !request.exit,
-        tcp_established: request.open_tcp,
-        ext_unix_sk: request.external_unix_sockets,
-        shell_job: request.terminal,
-        file_locks: request.file_locks,
-        orphan_pts_master: true,
-        empty_netns: request.empty_namespaces.iter().any(|n| n == "network"),
-        external: externals(context, pid)?,
-        freeze_cgroup: Some(context.cgroups.freezer_dir().map_err(internal)?),
-        // The lock is for connections; taking it costs frozen time.
-        network_lock: Some(if request.open_tcp {
-            NetworkLockMethod::Nftables
-        } else {
-            NetworkLockMethod::Skip
-        }),
-        ..DumpOptions::new(pid.as_raw_nonzero().get(), images.open()?, work.path())
+    let external = externals(context, pid)?;
+    let dump = || {
+        let options = DumpOptions {
+            root: Some(context.record.rootfs()),
+            leave_running: !request.exit,
+            tcp_established: request.open_tcp,
+            ext_unix_sk: request.external_unix_sockets,
+            shell_job: request.terminal,
+            file_locks: request.file_locks,
+            orphan_pts_master: true,
+            empty_netns: request.empty_namespaces.iter().any(|n| n == "network"),
+            external: external.clone(),
+            freeze_cgroup: Some(context.cgroups.freezer_dir().map_err(internal)?),
+            // The lock is for connections; taking it costs frozen time.
+            network_lock: Some(if request.open_tcp {
+                NetworkLockMethod::Nftables
+            } else {
+                NetworkLockMethod::Skip
+            }),
+            timeout_s: Some(SEIZE_LIMIT_S),
+            ..DumpOptions::new(pid.as_raw_nonzero().get(), images.open()?, work.path())
+        };
+        let control = Control {
+            deadline: request.deadline,
+            ..Control::default()
+        };
+        let _frozen = Frozen::new(context, paused)?;
+        Ok::<_, TaskError>(criu.dump(options, &mut (), &control))
     };
-    let frozen = Frozen::new(context, paused)?;
-    let control = Control {
-        deadline: request.deadline,
-        ..Control::default()
-    };
-    let result = criu.dump(options, &mut (), &control);
-    drop(frozen);
+    let mut result = dump()?;
+    if result.as_ref().is_err_and(freeze_was_missed) {
+        tracing::warn!(
+            id = context.id(),
+            "the freezer missed a task: trying once more"
+        );
+        images.clear(layout::DESCRIPTORS)?;
+        result = dump()?;
+    }
     result.map_err(|e| match work.failed(context, "dump", e) {
         full @ TaskError::ResourceExhausted(_) => {
             full.with_note(&format!("images: {}", request.images.display()))
@@ -122,6 +137,15 @@ impl Images {
             .map_err(|e| TaskError::io(format_args!("cannot open {}", self.path.display()), &e))
     }
 
+    /// Removes the remains of a failed try, but for one file.
+    fn clear(&self, but: &str) -> Result<(), TaskError> {
+        let cleared = fs::read_dir(&self.path).and_then(|entries| {
+            let mut others = entries.flatten().filter(|e| e.file_name() != but);
+            others.try_for_each(|e| fs::remove_file(e.path()))
+        });
+        cleared.map_err(|e| TaskError::io(format_args!("cannot clear {}", self.path.display()), &e))
+    }
+
     fn keep(mut self) {
         self.kept = true;
     }
@@ -145,6 +169,14 @@ impl Drop for Images {
             tracing::warn!(%error, path = %self.path.display(), "parts of a failed checkpoint stay");
         }
     }
+}
+
+/// The v1 freezer can call a cgroup frozen while a task of it, in an
+/// uninterruptible sleep just then, is not: CRIU then waits for it in vain.
+fn freeze_was_missed(error: &CriuError) -> bool {
+    error
+        .failure()
+        .is_some_and(|f| f.diagnosis.cause == Cause::FreezeTimeout)
 }
 
 /// The container is frozen while this lives. Afterwards it is frozen or not as

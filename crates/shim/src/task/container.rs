@@ -291,7 +291,8 @@ struct Actor {
     /// The container's ends of its streams, until the restore takes them.
     ends: Option<ContainerEnds>,
     paused_at: Option<Instant>,
-    /// An exit that must not be told before the start is.
+    /// An exit that must not be told before the start, or before the checkpoint
+    /// that caused it, is.
     held_exit: Option<Exit>,
     exit: watch::Sender<Option<Exit>>,
     outbox: mpsc::WeakSender<Command>,
@@ -536,7 +537,7 @@ impl Actor {
 
     fn exited(&mut self, exit: Exit) {
         self.state.exited(exit);
-        if self.state.busy() == Some(Op::Start) {
+        if matches!(self.state.busy(), Some(Op::Start | Op::Checkpoint)) {
             self.held_exit = Some(exit);
         } else {
             self.tell_exit(exit);
@@ -603,6 +604,9 @@ impl Actor {
                 }
                 self.state.end(result.is_ok());
                 answer(reply, result);
+                if let Some(exit) = self.held_exit.take() {
+                    self.tell_exit(exit);
+                }
                 if abandoned && self.state.phase() == Phase::Paused {
                     tracing::warn!(
                         id = self.context.id(),
