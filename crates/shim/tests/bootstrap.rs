@@ -127,7 +127,7 @@ fn tests(args: &[OsString]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let filter = words.iter().find(|word| !word.starts_with('-'));
-    let mut failed = 0;
+    let (mut run, mut failed) = (0, 0);
     println!();
     for (name, test) in all {
         if filter.is_some_and(|filter| !name.contains(filter)) {
@@ -135,9 +135,12 @@ fn tests(args: &[OsString]) -> ExitCode {
         }
         let passed = std::panic::catch_unwind(test).is_ok();
         println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        run += 1;
         failed += u32::from(!passed);
     }
-    println!("\ntest result: {failed} failed\n");
+    let passed = run - failed;
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!("\ntest result: {verdict}. {passed} passed; {failed} failed\n");
     ExitCode::from(u8::from(failed > 0))
 }
 
