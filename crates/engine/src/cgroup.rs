@@ -140,7 +140,7 @@ impl Cgroups {
         Self::within(path, parse_hierarchies(&mountinfo))
     }
 
-    fn within(path: &Path, hierarchies: Vec<Hierarchy>) -> Result<Self, Error> {
+    pub(crate) fn within(path: &Path, hierarchies: Vec<Hierarchy>) -> Result<Self, Error> {
         let bad = |reason| Error::BadPath {
             path: path.to_owned(),
             reason,

@@ -11,7 +11,8 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::Pid;
 
 use crate::protocol::{
-    Answer, Failure, FailureKind, HookPhase, MAX_MESSAGE_BYTES, Reply, Request, Target,
+    Answer, CreateOptions, Failure, FailureKind, HookPhase, MAX_MESSAGE_BYTES, Reply, Request,
+    Target,
 };
 
 /// The argument that makes the executable a zygote.
@@ -63,7 +64,7 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
         &self,
         target: &Target,
         stdio: [Option<OwnedFd>; 3],
-        no_pivot: bool,
+        options: CreateOptions,
     ) -> Result<Pid, Error>;
 
     /// Lets the program start.
@@ -195,13 +196,13 @@ impl Engine for Zygote {
         &self,
         target: &Target,
         stdio: [Option<OwnedFd>; 3],
-        no_pivot: bool,
+        options: CreateOptions,
     ) -> Result<Pid, Error> {
         let fds: Vec<_> = stdio.iter().flatten().map(AsFd::as_fd).collect();
         let request = Request::Create {
             target: target.clone(),
             stdio: [stdio[0].is_some(), stdio[1].is_some(), stdio[2].is_some()],
-            no_pivot,
+            options,
         };
         match self.call(&request, &fds)? {
             Reply::Created { pid } => Pid::from_raw(pid).ok_or(Error::Gone),

@@ -7,13 +7,15 @@
 //! libcontainer gives.
 #![forbid(unsafe_code)]
 
+pub mod adapt;
 pub mod cgroup;
 mod client;
 pub mod mountpoint;
+mod program;
 pub mod protocol;
 pub mod spec;
 mod worker;
 pub mod zygote;
 
 pub use client::{Engine, Error, ZYGOTE_ARG, Zygote};
-pub use protocol::{FailureKind, HookPhase, Target};
+pub use protocol::{CreateOptions, FailureKind, HookPhase, Target};

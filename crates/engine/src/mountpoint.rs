@@ -64,32 +64,64 @@ pub fn make_all(root: &Path, spec: &Spec) -> Result<(), Error> {
         let destination = mount.destination();
         let bind = binds.iter().find(|b| &b.destination == destination);
         let is_dir = bind.is_none_or(|b| !b.source.exists() || b.source.is_dir());
-        // The deepest mount before it that holds it.
-        let holder = mounts[..i]
-            .iter()
-            .map(|m| m.destination())
-            .filter(|d| *d != destination && destination.starts_with(d) && *d != Path::new("/"))
-            .max_by_key(|d| d.components().count());
-        let (root, inside) = match holder {
-            None => (root.to_owned(), destination.as_path()),
-            Some(holder) => match binds.iter().find(|b| &b.destination == holder) {
-                None => continue,
-                Some(b) => (
-                    b.source.clone(),
-                    destination.strip_prefix(holder).unwrap_or(destination),
-                ),
-            },
+        let before = mounts[..i].iter().map(|m| m.destination().as_path());
+        let Some((root, inside)) = holder_of(root, destination, before, &binds) else {
+            continue;
         };
         if !root.is_dir() {
             continue;
         }
-        make(&root, inside, is_dir).map_err(|source| Error {
+        make(&root, &inside, is_dir).map_err(|source| Error {
             root,
             destination: destination.clone(),
             source,
         })?;
     }
     Ok(())
+}
+
+/// Where a path lies on this host: in the root, or in the source of the bind
+/// that holds it. `None` inside of any other mount.
+fn holder_of<'a>(
+    root: &Path,
+    path: &Path,
+    mounts: impl Iterator<Item = &'a Path>,
+    binds: &[spec::Bind],
+) -> Option<(PathBuf, PathBuf)> {
+    let deepest = mounts
+        .filter(|d| *d != path && path.starts_with(d) && *d != Path::new("/"))
+        .max_by_key(|d| d.components().count());
+    let Some(holder) = deepest else {
+        return Some((root.to_owned(), path.to_owned()));
+    };
+    let bind = binds.iter().find(|b| b.destination == holder)?;
+    let inside = path.strip_prefix(holder).unwrap_or(path);
+    Some((bind.source.clone(), inside.to_owned()))
+}
+
+/// Makes the directory that the container's program starts in, if it is missing
+/// in the root or in a volume, as runc does.
+///
+/// # Errors
+///
+/// [`Error`].
+pub fn make_cwd(root: &Path, spec: &Spec) -> Result<(), Error> {
+    let Some(cwd) = spec.process().as_ref().map(|p| p.cwd().clone()) else {
+        return Ok(());
+    };
+    let mounts = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .map(|m| m.destination().as_path());
+    let Some((root, inside)) = holder_of(root, &cwd, mounts, &spec::binds(spec)) else {
+        return Ok(());
+    };
+    make(&root, &inside, true).map_err(|source| Error {
+        root,
+        destination: cwd,
+        source,
+    })
 }
 
 /// Makes a directory, or an empty file, at a path inside a root; what is there

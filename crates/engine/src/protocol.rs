@@ -24,6 +24,15 @@ pub struct Target {
     pub root: PathBuf,
 }
 
+/// How a container is made; containerd's runtime options.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateOptions {
+    /// Do not pivot into the root (`NoPivotRoot`).
+    pub no_pivot: bool,
+    /// Keep the shim's session keyring (`NoNewKeyring`).
+    pub no_new_keyring: bool,
+}
+
 /// Something that only a single-threaded process may do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -34,8 +43,8 @@ pub enum Request {
         target: Target,
         /// Which of the three streams are passed; the others are `/dev/null`.
         stdio: [bool; 3],
-        /// Do not pivot into the root (`NoPivotRoot`).
-        no_pivot: bool,
+        /// How it is made.
+        options: CreateOptions,
     },
     /// Let the program of a created container start.
     Start {
@@ -138,9 +147,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn requests_survive_the_wire(target in target(), stdio: [bool; 3], no_pivot: bool, pid: i32) {
+        fn requests_survive_the_wire(target in target(), stdio: [bool; 3], no_pivot: bool, no_new_keyring: bool, pid: i32) {
             for request in [
-                Request::Create { target: target.clone(), stdio, no_pivot },
+                Request::Create { target: target.clone(), stdio, options: CreateOptions { no_pivot, no_new_keyring } },
                 Request::Start { target: target.clone() },
                 Request::Delete { target: target.clone() },
                 Request::Limit { target: target.clone() },

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Capability, LinuxNamespaceType, Spec};
+
+use crate::cgroup::{Cgroups, Kind};
 
 /// A spec that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +39,10 @@ pub enum Error {
 /// [`Error`].
 pub fn load(bundle: &Path) -> Result<Spec, Error> {
     let path = bundle.join("config.json");
-    let spec = Spec::load(&path).map_err(|source| Error::Load { path, source })?;
+    let spec = std::fs::read(&path)
+        .map_err(oci_spec::OciSpecError::from)
+        .and_then(|json| parse(&json).map_err(oci_spec::OciSpecError::from));
+    let spec = spec.map_err(|source| Error::Load { path, source })?;
     for (there, name) in [
         (spec.linux().is_some(), "linux"),
         (spec.process().is_some(), "process"),
@@ -48,6 +53,27 @@ pub fn load(bundle: &Path) -> Result<Spec, Error> {
         }
     }
     Ok(spec)
+}
+
+/// Parses a spec. Capabilities that nobody knows are left out: a newer
+/// containerd may name some, and none can be granted anyway.
+fn parse(json: &[u8]) -> Result<Spec, serde_json::Error> {
+    let mut value: serde_json::Value = serde_json::from_slice(json)?;
+    let sets = value
+        .pointer_mut("/process/capabilities")
+        .and_then(serde_json::Value::as_object_mut);
+    for set in sets.into_iter().flat_map(|sets| sets.values_mut()) {
+        if let Some(names) = set.as_array_mut() {
+            names.retain(|name| {
+                let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+                if !known {
+                    tracing::warn!(capability = %name, "an unknown capability is left out");
+                }
+                known
+            });
+        }
+    }
+    serde_json::from_value(value)
 }
 
 /// The container's cgroup path.
@@ -132,6 +158,29 @@ pub fn cgroup_mount(spec: &Spec) -> Option<PathBuf> {
         .map(|m| m.destination().clone())
 }
 
+/// The container's own cgroups as a v1 cgroup mount shows them: one folder per
+/// hierarchy, and one per controller where several share one.
+#[must_use]
+pub fn cgroup_binds(destination: &Path, cgroups: &Cgroups) -> Vec<Bind> {
+    let mut binds = Vec::new();
+    for (hierarchy, source) in cgroups.dirs() {
+        let (Kind::V1(controllers), Some(name)) =
+            (&hierarchy.kind, hierarchy.mountpoint.file_name())
+        else {
+            continue;
+        };
+        let alone = controllers.len() < 2;
+        let others = controllers.iter().filter(|c| !alone && name != c.as_str());
+        for name in std::iter::once(name).chain(others.map(std::ffi::OsStr::new)) {
+            binds.push(Bind {
+                destination: destination.join(name),
+                source: source.clone(),
+            });
+        }
+    }
+    binds
+}
+
 /// Whether the process wants a terminal.
 #[must_use]
 pub fn terminal(spec: &Spec) -> bool {
@@ -184,6 +233,22 @@ mod tests {
         let found: Vec<_> = binds(&spec).into_iter().map(|b| b.destination).collect();
         assert_eq!(found, [Path::new("/a"), Path::new("/b")]);
         assert_eq!(cgroup_mount(&spec).unwrap(), Path::new("/sys/fs/cgroup"));
+    }
+
+    #[test]
+    fn unknown_capabilities_are_left_out() {
+        let json = r#"{"ociVersion":"1.1.0","process":{"cwd":"/","user":{"uid":0,"gid":0},
+            "capabilities":{"bounding":["CAP_KILL","CAP_FLY"],"effective":["CAP_FLY"]}}}"#;
+        let spec = parse(json.as_bytes()).unwrap();
+        let capabilities = spec
+            .process()
+            .as_ref()
+            .unwrap()
+            .capabilities()
+            .clone()
+            .unwrap();
+        assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 1);
+        assert!(capabilities.effective().as_ref().unwrap().is_empty());
     }
 
     #[test]

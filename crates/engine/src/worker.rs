@@ -16,8 +16,11 @@ use rustix::fs::MemfdFlags;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::adapt::adapt;
 use crate::cgroup::{Cgroups, Kind};
-use crate::protocol::{Failure, FailureKind, HookPhase, Reply, Request, Target};
+use crate::mountpoint;
+use crate::program::Program;
+use crate::protocol::{CreateOptions, Failure, FailureKind, HookPhase, Reply, Request, Target};
 use crate::spec;
 
 /// Does what the request asks for, in this very process.
@@ -29,8 +32,8 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure>
         Request::Create {
             target,
             stdio,
-            no_pivot,
-        } => create(&target, stdio, fds, no_pivot),
+            options,
+        } => create(&target, stdio, fds, options),
         Request::Start { target } => start(&target),
         Request::Delete { target } => delete(&target),
         Request::Limit { target } => limit(&target),
@@ -54,18 +57,31 @@ fn create(
     target: &Target,
     stdio: [bool; 3],
     fds: Vec<OwnedFd>,
-    no_pivot: bool,
+    options: CreateOptions,
 ) -> Result<Reply, Failure> {
-    let spec = spec::load(&target.bundle).map_err(spec_failure)?;
+    let mut spec = spec::load(&target.bundle).map_err(spec_failure)?;
     let cgroups = Cgroups::at(&spec::cgroup_path(&spec).map_err(spec_failure)?)
         .map_err(|e| failure(FailureKind::Spec, &e))?;
+    adapt(&mut spec, &target.bundle, &cgroups).map_err(spec_failure)?;
+    if let Some(root) = spec.root() {
+        mountpoint::make_cwd(root.path(), &spec).map_err(|e| failure(FailureKind::Other, &e))?;
+    }
+    cgroups
+        .create()
+        .map_err(|e| failure(FailureKind::Other, &e))?;
     join_where_libcontainer_does_not(&cgroups)?;
 
+    // libcontainer reads its configuration from a bundle: one beside its state.
+    let bundle = target.root.with_file_name("bundle");
     fs::create_dir_all(&target.root).map_err(|e| failure(FailureKind::Other, &e))?;
+    fs::create_dir_all(&bundle).map_err(|e| failure(FailureKind::Other, &e))?;
+    spec.save(bundle.join("config.json"))
+        .map_err(|e| failure(FailureKind::Other, &e))?;
     let mut fds = fds.into_iter();
     let mut builder = ContainerBuilder::new(target.id.clone(), SyscallType::default())
         .validate_id()
         .and_then(|b| b.with_root_path(&target.root))
+        .map(|b| b.with_executor(Program))
         .map_err(|e| libcontainer_failure(&e))?;
     if stdio[0]
         && let Some(fd) = fds.next()
@@ -83,10 +99,10 @@ fn create(
         builder = builder.with_stderr(fd);
     }
     let container = builder
-        .as_init(&target.bundle)
+        .as_init(&bundle)
         .with_systemd(false)
         .with_detach(true)
-        .with_no_pivot(no_pivot)
+        .with_no_pivot(options.no_pivot)
         .build()
         .map_err(|e| libcontainer_failure(&e))?;
     container
@@ -108,12 +124,10 @@ fn join_where_libcontainer_does_not(cgroups: &Cgroups) -> Result<(), Failure> {
             Kind::V2 => hybrid,
         };
         if left_out {
-            fs::create_dir_all(&dir)
-                .and_then(|()| fs::write(dir.join("cgroup.procs"), "0"))
-                .map_err(|e| Failure {
-                    kind: FailureKind::Other,
-                    message: format!("cannot join the cgroup {}: {e}", dir.display()),
-                })?;
+            fs::write(dir.join("cgroup.procs"), "0").map_err(|e| Failure {
+                kind: FailureKind::Other,
+                message: format!("cannot join the cgroup {}: {e}", dir.display()),
+            })?;
         }
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! The Task service over real ttrpc, with an engine that starts plain shells
 //! instead of containers: orders, codes and states without root.
 
+#![allow(clippy::unwrap_used)] // a test's way to fail
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{TaskClient, create_task};
-use cryo_engine::{Engine, Error, HookPhase, Target};
+use cryo_engine::{CreateOptions, Engine, Error, HookPhase, Target};
 use cryo_shim::events::Recorder;
 use cryo_shim::serve::{TASK_V2, both_versions};
 use cryo_shim::task::context::Shared;
@@ -32,7 +34,12 @@ struct Shells {
 
 impl Engine for Shells {
     #[expect(clippy::zombie_processes, reason = "the shim's reaper waits")]
-    fn create(&self, target: &Target, _: [Option<OwnedFd>; 3], _: bool) -> Result<Pid, Error> {
+    fn create(
+        &self,
+        target: &Target,
+        _: [Option<OwnedFd>; 3],
+        _: CreateOptions,
+    ) -> Result<Pid, Error> {
         assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
         let spec = cryo_engine::spec::load(&target.bundle).unwrap();
         let script = spec.process().as_ref().unwrap().args().as_ref().unwrap()[0].clone();

@@ -181,6 +181,26 @@ pub fn sealed_self_exe() -> io::Result<OwnedFd> {
     Ok(mem.into())
 }
 
+/// Gives this process, and what it forks, a new session keyring of that name.
+/// A kernel without keyrings has none to share, so that is no error.
+///
+/// # Errors
+///
+/// `EDQUOT` when the user has too many keys, `EINVAL` for a name with a zero.
+pub fn new_session_keyring(name: &str) -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: the name is a zero-ended string that lives through the call.
+    let rc = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) };
+    if rc >= 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        e if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        e => Err(e),
+    }
+}
+
 #[cfg(test)]
 #[expect(
     clippy::zombie_processes,
@@ -227,6 +247,18 @@ mod tests {
         );
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_session_keyring_can_be_had() {
+        // Of this thread only: the kernel keeps keyrings per thread.
+        std::thread::spawn(|| new_session_keyring("_ses.test").unwrap())
+            .join()
+            .unwrap();
+        assert_eq!(
+            new_session_keyring("a\0b").unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
     }
 
     #[test]

@@ -33,6 +33,9 @@ const PAUSED_FOR_CHECKPOINT: Duration = Duration::from_secs(2);
 /// How long Delete waits for output that nobody reads.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long killed processes get to disappear.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
 /// How long Delete waits for a killed process.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -390,14 +393,16 @@ impl Actor {
         self.beside(
             move |context| match ends {
                 Some(ends) => Ok(Some((restore::run(context, ends)?, hold))),
-                None => {
-                    context
-                        .shared
-                        .engine
-                        .start(&context.target())
-                        .map_err(from_engine)?;
-                    Ok(None)
-                }
+                None => match context.shared.engine.start(&context.target()) {
+                    Ok(()) => Ok(None),
+                    Err(error) => {
+                        // A failed poststart hook ends a container that runs already.
+                        if let Err(error) = context.cgroups.kill(KILL_LIMIT) {
+                            tracing::error!(%error, "a container that failed to start stays");
+                        }
+                        Err(from_engine(error))
+                    }
+                },
             },
             |result| Done::Started { result, reply },
         );

@@ -6,7 +6,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cryo_criu::{Cause, Criu, CriuError};
-use cryo_engine::cgroup::Kind;
 use cryo_engine::{mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 
@@ -124,13 +123,11 @@ pub(super) fn outside_mounts(context: &Context) -> Result<Vec<Outside>, TaskErro
     // With a cgroup namespace of its own the container mounts them itself.
     let own = spec::namespace(&context.spec, LinuxNamespaceType::Cgroup) == spec::Namespace::New;
     if let (Some(destination), false) = (spec::cgroup_mount(&context.spec), own) {
-        for (hierarchy, dir) in context.cgroups.dirs() {
-            if let (Kind::V1(_), Some(name)) = (&hierarchy.kind, hierarchy.mountpoint.file_name()) {
-                found.push(Outside {
-                    key: text(&destination.join(name))?,
-                    source: text(&dir)?,
-                });
-            }
+        for bind in spec::cgroup_binds(&destination, &context.cgroups) {
+            found.push(Outside {
+                key: text(&bind.destination)?,
+                source: text(&bind.source)?,
+            });
         }
     }
     Ok(found)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim::oci;
 use containerd_shim_protos::shim_async::Task;
+use cryo_engine::CreateOptions;
 use cryo_engine::cgroup::Cgroups;
 use cryo_engine::spec;
 use protobuf::well_known_types::any::Any;
@@ -135,7 +136,7 @@ impl Service {
         let context = Arc::new(context);
 
         // From here on there is something to take back.
-        match self.launch(&context, options.no_pivot_root).await {
+        match self.launch(&context, options).await {
             Ok(container) => {
                 let pid = container.state().await?.pid.map_or(0, raw);
                 events::create(&*self.shared.events, &request, pid);
@@ -157,7 +158,11 @@ impl Service {
         }
     }
 
-    async fn launch(&self, context: &Arc<Context>, no_pivot: bool) -> Result<Container, TaskError> {
+    async fn launch(
+        &self,
+        context: &Arc<Context>,
+        options: CreateOptions,
+    ) -> Result<Container, TaskError> {
         let (stdio, ends) = Stdio::open(&context.paths, spec::user(&context.spec))?;
         if context.checkpoint.is_some() {
             return Container::adopt(Arc::clone(context), stdio, ends, None);
@@ -168,7 +173,7 @@ impl Service {
             let engine = &maker.shared.engine;
             Ok((
                 engine
-                    .create(&maker.target(), ends, no_pivot)
+                    .create(&maker.target(), ends, options)
                     .map_err(from_engine)?,
                 hold,
             ))
@@ -203,6 +208,15 @@ fn prepare(
         })?;
     let cgroup_path = spec::cgroup_path(&spec).map_err(from_spec)?;
     let cgroups = Cgroups::at(&cgroup_path).map_err(internal)?;
+    // Two containers in one cgroup would freeze and end each other.
+    let others = cgroups.pids().map_err(internal)?;
+    if !others.is_empty() {
+        return Err(TaskError::FailedPrecondition(format!(
+            "the cgroup {} has {} processes already: end the container that they are of, or give this one a cgroup of its own",
+            cgroups.path().display(),
+            others.len()
+        )));
+    }
     let record = Record {
         id: id.clone(),
         group,
@@ -255,15 +269,19 @@ fn is_type(any: &Any, name: &str) -> bool {
     any.type_url.rsplit('/').next() == Some(name)
 }
 
-fn create_options(options: Option<&Any>) -> Result<oci::Options, TaskError> {
+fn create_options(options: Option<&Any>) -> Result<CreateOptions, TaskError> {
     match options {
         Some(any) if is_type(any, "containerd.runc.v1.Options") => {
-            oci::Options::parse_from_bytes(&any.value).map_err(|e| {
+            let options = oci::Options::parse_from_bytes(&any.value).map_err(|e| {
                 TaskError::InvalidArgument(format!("the runtime options cannot be decoded: {e}"))
+            })?;
+            Ok(CreateOptions {
+                no_pivot: options.no_pivot_root,
+                no_new_keyring: options.no_new_keyring,
             })
         }
         // Other types carry nothing that cryo knows yet.
-        _ => Ok(oci::Options::default()),
+        _ => Ok(CreateOptions::default()),
     }
 }
 

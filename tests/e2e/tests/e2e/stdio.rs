@@ -35,6 +35,8 @@ pub(crate) async fn piped_stdin_reaches_its_end_through_ctr(cx: Context) -> anyh
     cx.adopt(node, &id)?;
     // More than all fifos and buffers between hold: ctr forgets CloseIO when the input
     // ends before the task is made.
+    // Its digest comes back and not the text: ctr 2.1.9 closes the fifo of stdout when it
+    // hears of the exit, read to its end or not (either shim, a busy machine).
     let text = "a line of input\n".repeat(65536);
     let command = [
         "ctr",
@@ -44,18 +46,14 @@ pub(crate) async fn piped_stdin_reaches_its_end_through_ctr(cx: Context) -> anyh
         cx.runtime().containerd_name(),
         BUSYBOX,
         &id,
-        "cat",
+        "md5sum",
     ];
     let finished = node
         .exec_with_stdin(&command, Some(text.as_bytes()))
         .await?;
     ensure!(finished.code == 0, "{}: {}", finished.code, finished.stderr);
-    ensure!(
-        finished.stdout == text,
-        "{} of {} bytes came back",
-        finished.stdout.len(),
-        text.len()
-    );
+    let wanted = "968f513eb3d1d96a628c6970b07433ab  -\n";
+    ensure!(finished.stdout == wanted, "{}", finished.stdout);
     Ok(())
 }
 

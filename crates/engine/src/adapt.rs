@@ -1,0 +1,269 @@
+//! What libcontainer gets wrong or cannot do, mended in the configuration it
+//! is given, or refused before anything is made.
+//!
+//! | the spec says | libcontainer 0.7 | here |
+//! |---|---|---|
+//! | `rslave`, `rshared`, `rprivate` as root propagation | refuses | the word without `r`: it is recursive in any case |
+//! | `noNewPrivileges: false` with seccomp | loads the filter without the right to | left out, which means the same |
+//! | capabilities it does not know | refuses the file | left out, with a warning ([`crate::spec::load`]) |
+//! | a cgroup v1 mount in an existing pid namespace | looks a foreign process up | binds of the container's own cgroups |
+//! | SELinux labels | ignores them | refused |
+//! | `unified` resources where there is cgroup v1 | ignores them | refused |
+//! | `tmpcopyup`, idmapped mounts | refuses, unclearly | refused |
+
+use std::path::Path;
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, MountBuilder, Spec};
+
+use crate::cgroup::{Cgroups, Kind};
+use crate::spec::{self, Error, Namespace};
+
+/// Turns the spec into one that libcontainer makes the same container of as
+/// runc would of the original.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] for what cannot be had.
+pub fn adapt(spec: &mut Spec, bundle: &Path, cgroups: &Cgroups) -> Result<(), Error> {
+    refuse(spec, cgroups)?;
+    if let Some(root) = spec.root_mut() {
+        // The adapted file lies elsewhere.
+        let path = bundle.join(root.path());
+        root.set_path(path);
+    }
+    if let Some(process) = spec.process_mut()
+        && process.no_new_privileges() == Some(false)
+    {
+        process.set_no_new_privileges(None);
+    }
+    if let Some(linux) = spec.linux_mut() {
+        adapt_propagation(linux);
+    }
+    if let Namespace::Path(_) = spec::namespace(spec, LinuxNamespaceType::Pid) {
+        adapt_cgroup_mount(spec, cgroups)?;
+    }
+    Ok(())
+}
+
+fn unsupported(what: &str, remedy: &'static str) -> Error {
+    Error::Unsupported {
+        what: what.to_owned(),
+        remedy,
+    }
+}
+
+fn refuse(spec: &Spec, cgroups: &Cgroups) -> Result<(), Error> {
+    let labelled = |label: Option<&String>| label.is_some_and(|l| !l.is_empty());
+    let process_label = spec
+        .process()
+        .as_ref()
+        .and_then(|p| p.selinux_label().as_ref());
+    let linux = spec.linux().as_ref();
+    if labelled(process_label) || labelled(linux.and_then(|l| l.mount_label().as_ref())) {
+        return Err(unsupported(
+            "an SELinux label",
+            "cryo cannot set it; run the container without SELinux separation, or with another runtime",
+        ));
+    }
+    let unified = linux
+        .and_then(|l| l.resources().as_ref())
+        .and_then(|r| r.unified().as_ref())
+        .is_some_and(|u| !u.is_empty());
+    let has_v1 = cgroups.dirs().any(|(h, _)| matches!(h.kind, Kind::V1(_)));
+    if unified && has_v1 {
+        return Err(unsupported(
+            "linux.resources.unified",
+            "these are for cgroup v2, and this node has cgroup v1; use the classic resources",
+        ));
+    }
+    for mount in spec.mounts().iter().flatten() {
+        let has = |name: &str| mount.options().iter().flatten().any(|o| o == name);
+        let at = mount.destination().display();
+        if has("tmpcopyup") {
+            return Err(unsupported(
+                &format!("tmpcopyup at {at}"),
+                "cryo cannot copy what is below a tmpfs; use a volume with the content",
+            ));
+        }
+        let mapped = |m: Option<usize>| m.is_some_and(|n| n > 0);
+        if has("idmap")
+            || has("ridmap")
+            || mapped(mount.uid_mappings().as_ref().map(Vec::len))
+            || mapped(mount.gid_mappings().as_ref().map(Vec::len))
+        {
+            return Err(unsupported(
+                &format!("an idmapped mount at {at}"),
+                "cryo cannot make one; run the pod without a user namespace, or with another runtime",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn adapt_propagation(linux: &mut Linux) {
+    let plain = match linux.rootfs_propagation().as_deref() {
+        Some("rslave") => "slave",
+        Some("rshared") => "shared",
+        Some("rprivate") => "private",
+        Some("runbindable") => "unbindable",
+        _ => return,
+    };
+    linux.set_rootfs_propagation(Some(plain.to_owned()));
+}
+
+/// libcontainer asks `/proc` for the cgroups of its own process id, which in a
+/// joined pid namespace is another process's.
+fn adapt_cgroup_mount(spec: &mut Spec, cgroups: &Cgroups) -> Result<(), Error> {
+    let own = spec::namespace(spec, LinuxNamespaceType::Cgroup) == Namespace::New;
+    let has_v1 = cgroups.dirs().any(|(h, _)| matches!(h.kind, Kind::V1(_)));
+    let Some(destination) = spec::cgroup_mount(spec).filter(|_| has_v1 && !own) else {
+        return Ok(());
+    };
+    let build = |builder: MountBuilder| {
+        builder
+            .build()
+            .map_err(|_| unsupported("a cgroup mount", "leave it out"))
+    };
+    let strings = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+    let mut replacement = vec![build(
+        MountBuilder::default()
+            .destination(&destination)
+            .typ("tmpfs")
+            .source("tmpfs")
+            .options(strings(&["nosuid", "noexec", "nodev", "mode=755"])),
+    )?];
+    for bind in spec::cgroup_binds(&destination, cgroups) {
+        replacement.push(build(
+            MountBuilder::default()
+                .destination(bind.destination)
+                .typ("bind")
+                .source(bind.source)
+                .options(strings(&["bind", "nosuid", "noexec", "nodev", "ro"])),
+        )?);
+    }
+    let mounts: Vec<Mount> = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .flat_map(|mount| {
+            if *mount.destination() == destination {
+                replacement.clone()
+            } else {
+                vec![mount.clone()]
+            }
+        })
+        .collect();
+    spec.set_mounts(Some(mounts));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::parse_hierarchies;
+
+    const V1: &str = "24 23 0:24 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      25 23 0:25 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
+    const V2: &str = "24 23 0:24 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+
+    fn adapted(json: &str, mountinfo: &str) -> Result<Spec, Error> {
+        let mut spec: Spec = serde_json::from_str(json).unwrap();
+        let cgroups = Cgroups::within(Path::new("/ns/id"), parse_hierarchies(mountinfo)).unwrap();
+        adapt(&mut spec, Path::new("/bundle"), &cgroups).map(|()| spec)
+    }
+
+    #[test]
+    fn mended() {
+        let spec = adapted(
+            r#"{"ociVersion":"1.1.0","root":{"path":"rootfs"},
+                "process":{"cwd":"/","user":{"uid":0,"gid":0},"noNewPrivileges":false},
+                "linux":{"rootfsPropagation":"rslave"}}"#,
+            V1,
+        )
+        .unwrap();
+        assert_eq!(
+            spec.root().as_ref().unwrap().path(),
+            Path::new("/bundle/rootfs")
+        );
+        assert_eq!(spec.process().as_ref().unwrap().no_new_privileges(), None);
+        let propagation = spec.linux().as_ref().unwrap().rootfs_propagation().clone();
+        assert_eq!(propagation.as_deref(), Some("slave"));
+    }
+
+    #[test]
+    fn an_absolute_root_stays() {
+        let spec = adapted(r#"{"ociVersion":"1.1.0","root":{"path":"/r"}}"#, V1).unwrap();
+        assert_eq!(spec.root().as_ref().unwrap().path(), Path::new("/r"));
+    }
+
+    #[test]
+    fn a_cgroup_mount_becomes_binds_only_in_a_joined_pid_namespace() {
+        let json = |pid: &str| {
+            format!(
+                r#"{{"ociVersion":"1.1.0","mounts":[
+                    {{"destination":"/proc","type":"proc","source":"proc"}},
+                    {{"destination":"/sys/fs/cgroup","type":"cgroup","source":"cgroup","options":["ro"]}}],
+                    "linux":{{"namespaces":[{{"type":"pid"{pid}}}]}}}}"#
+            )
+        };
+        let destinations = |spec: &Spec| -> Vec<String> {
+            let mounts = spec.mounts().as_ref().unwrap();
+            mounts
+                .iter()
+                .map(|m| m.destination().display().to_string())
+                .collect()
+        };
+        let own = adapted(&json(""), V1).unwrap();
+        assert_eq!(destinations(&own), ["/proc", "/sys/fs/cgroup"]);
+        let joined = adapted(&json(r#","path":"/proc/1/ns/pid""#), V1).unwrap();
+        assert_eq!(
+            destinations(&joined),
+            [
+                "/proc",
+                "/sys/fs/cgroup",
+                "/sys/fs/cgroup/memory",
+                "/sys/fs/cgroup/systemd"
+            ]
+        );
+        let source = joined.mounts().as_ref().unwrap()[2].source().clone();
+        assert_eq!(source.unwrap(), Path::new("/sys/fs/cgroup/memory/ns/id"));
+        let v2 = adapted(&json(r#","path":"/proc/1/ns/pid""#), V2).unwrap();
+        assert_eq!(destinations(&v2), ["/proc", "/sys/fs/cgroup"]);
+    }
+
+    #[test]
+    fn refused_by_name() {
+        for (json, mountinfo, word) in [
+            (
+                r#"{"ociVersion":"1.1.0","linux":{"mountLabel":"system_u:x"}}"#,
+                V1,
+                "SELinux",
+            ),
+            (
+                r#"{"ociVersion":"1.1.0","linux":{"resources":{"unified":{"memory.high":"1"}}}}"#,
+                V1,
+                "unified",
+            ),
+            (
+                r#"{"ociVersion":"1.1.0","mounts":[{"destination":"/t","type":"tmpfs","source":"tmpfs","options":["tmpcopyup"]}]}"#,
+                V2,
+                "tmpcopyup",
+            ),
+            (
+                r#"{"ociVersion":"1.1.0","mounts":[{"destination":"/m","type":"bind","source":"/x",
+                    "uidMappings":[{"containerID":0,"hostID":1,"size":1}]}]}"#,
+                V2,
+                "idmapped",
+            ),
+        ] {
+            let error = adapted(json, mountinfo).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        adapted(
+            r#"{"ociVersion":"1.1.0","linux":{"resources":{"unified":{"memory.high":"1"}}}}"#,
+            V2,
+        )
+        .unwrap();
+    }
+}
