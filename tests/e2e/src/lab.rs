@@ -1,6 +1,7 @@
 //! The lab as seen from the host: nodes brought up and taken down by `hack/lab`, commands
 //! run in them, their files and sockets reached through `/proc/PID/root`.
 
+use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -28,6 +29,7 @@ pub const FIFOS: &str = "/run/cryo-e2e";
 pub struct Lab {
     nodes: Vec<Node>,
     guard: Option<Guard>,
+    _lock: File,
 }
 
 impl Lab {
@@ -58,11 +60,12 @@ impl Lab {
     /// # Errors
     /// When a node does not come up; what the lab said is in the text.
     pub async fn up(names: &[&str]) -> anyhow::Result<Self> {
+        let lock = lock(names)?;
         let keep = std::env::var_os("CRYO_E2E_KEEP").is_some();
         let guard = if keep {
             None
         } else {
-            Some(Guard::watch(names)?)
+            Some(Guard::watch(names, &lock)?)
         };
         let mut args = vec!["up"];
         args.extend(names);
@@ -71,7 +74,11 @@ impl Lab {
         for name in names {
             nodes.push(Node::attach(name).await?);
         }
-        Ok(Self { nodes, guard })
+        Ok(Self {
+            nodes,
+            guard,
+            _lock: lock,
+        })
     }
 
     /// The node with this index.
@@ -93,6 +100,26 @@ impl Lab {
     }
 }
 
+/// One run at a time has these nodes; another waits for its end.
+fn lock(names: &[&str]) -> anyhow::Result<File> {
+    let folder = lab_folder();
+    std::fs::create_dir_all(&folder)?;
+    let path = folder.join(format!("{}.lock", names.join("+")));
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("{}", path.display()))?;
+    if file.try_lock().is_err() {
+        println!(
+            "another run has {}: waiting for its end",
+            names.join(" and ")
+        );
+        file.lock()?;
+    }
+    Ok(file)
+}
+
 /// A process of its own session that takes the nodes down when its standard input ends,
 /// which the kernel sees to whatever becomes of us.
 #[derive(Debug)]
@@ -101,13 +128,14 @@ struct Guard {
 }
 
 impl Guard {
-    fn watch(names: &[&str]) -> anyhow::Result<Self> {
+    /// The guard's standard output is the lock, which it thereby holds to its own end.
+    fn watch(names: &[&str], lock: &File) -> anyhow::Result<Self> {
         let child = std::process::Command::new("setsid")
             .args(["sh", "-c", r#"cat >/dev/null; exec "$0" down "$@""#])
             .arg(lab_script())
             .args(names)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(lock.try_clone()?)
             .stderr(Stdio::piped())
             .spawn()
             .context("start the guard that takes the lab down")?;
@@ -315,8 +343,8 @@ impl Node {
 
     /// containerd's log on the host.
     pub fn log(&self) -> PathBuf {
-        repository()
-            .join(".lab/nodes")
+        lab_folder()
+            .join("nodes")
             .join(&self.name)
             .join("log/containerd.log")
     }
@@ -412,6 +440,10 @@ fn pid_namespace(pid: u32) -> std::io::Result<PathBuf> {
 /// The repository's root.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn lab_folder() -> PathBuf {
+    std::env::var_os("LAB_DIR").map_or_else(|| repository().join(".lab"), PathBuf::from)
 }
 
 fn lab_script() -> PathBuf {
