@@ -10,6 +10,10 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How often a freeze in the middle of a vfork is tried again, after pauses of
+/// 1, 2, 3 ... ms.
+const VFORK_TRIES: u64 = 20;
+
 /// One hierarchy of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchy {
@@ -251,17 +255,28 @@ impl Cgroups {
         })
     }
 
-    /// Freezes every task and waits until all are.
+    /// Freezes every task and waits until all are, and none in the middle of a
+    /// vfork: its parent cannot be traced before the child goes on, which is
+    /// frozen, so CRIU would wait for it in vain.
     ///
     /// # Errors
     ///
     /// [`Error::Timeout`] after `limit`; then the freeze is taken back.
     pub fn freeze(&self, limit: Duration) -> Result<(), Error> {
-        self.switch(true, limit).inspect_err(|_| {
-            if let Err(error) = self.thaw(limit) {
-                tracing::error!(%error, "cannot take an incomplete freeze back");
+        for pause in (0..VFORK_TRIES).map(|n| Duration::from_millis(1 + n)) {
+            self.switch(true, limit).inspect_err(|_| {
+                if let Err(error) = self.thaw(limit) {
+                    tracing::error!(%error, "cannot take an incomplete freeze back");
+                }
+            })?;
+            if !self.pids()?.into_iter().any(waits_for_vfork) {
+                return Ok(());
             }
-        })
+            self.thaw(limit)?;
+            std::thread::sleep(pause);
+        }
+        // A child that does not get to its exec: it is frozen at least.
+        self.switch(true, limit)
     }
 
     /// Lets the tasks run again and waits until they do.
@@ -381,6 +396,15 @@ impl Cgroups {
         }
         first.map_or(Ok(()), Err)
     }
+}
+
+/// Whether a thread of the process waits for its vforked child.
+fn waits_for_vfork(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    threads.into_iter().flatten().flatten().any(|thread| {
+        fs::read_to_string(thread.path().join("wchan"))
+            .is_ok_and(|at| matches!(at.as_str(), "kernel_clone" | "wait_for_vfork_done"))
+    })
 }
 
 fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {

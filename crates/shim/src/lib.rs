@@ -12,6 +12,7 @@ pub mod entry;
 pub mod events;
 pub mod info;
 pub mod log;
+pub mod options;
 pub mod rpc;
 pub mod run;
 pub mod serve;

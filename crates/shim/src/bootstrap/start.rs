@@ -10,12 +10,15 @@ use std::os::unix::fs::{OpenOptionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use cryo_engine::cgroup::{self, Cgroups};
 use cryo_sys::spawn::{Group, Spawn, SpawnError};
 use rustix::fs::{Mode, OFlags};
 
 use super::socket::{self, Identity, Listening, SocketError};
 use super::{Daemon, MAX_STDIN_BYTES, ParamsError, Protocol, StartParams, daemon};
 use crate::args::Flags;
+use crate::options::RuntimeOptions;
+use crate::rpc::TaskError;
 use crate::serve::LISTENER_FD;
 
 /// Where sockets go unless containerd says otherwise.
@@ -49,6 +52,12 @@ pub enum StartError {
     /// The socket directory that containerd asked for is relative.
     #[error("socket directory {0} is not absolute: configure an absolute one in containerd")]
     RelativeSocketDir(PathBuf),
+    /// The runtime's options cannot be used.
+    #[error(transparent)]
+    Options(TaskError),
+    /// The shim cannot be put where the options want it.
+    #[error("cannot move the shim into the configured ShimCgroup: {0}")]
+    ShimCgroup(#[source] cgroup::Error),
     /// A file of the bundle cannot be read or written.
     #[error("{doing} {path}: {source}")]
     Io {
@@ -136,6 +145,7 @@ pub fn start(flags: &Flags, env: &StartEnv) -> Result<String, StartError> {
         }
         None => &env.default_socket_dir,
     };
+    let options = RuntimeOptions::parse(params.options.as_ref()).map_err(StartError::Options)?;
     let path = socket::path(dir, &params.grpc_address, &params.namespace, &group)?;
     let address = socket::address(&path);
 
@@ -145,7 +155,7 @@ pub fn start(flags: &Flags, env: &StartEnv) -> Result<String, StartError> {
     }
     if let Listening::New(listener) = socket::listen(&path)? {
         let ours = Identity::of(&path).map_err(failed("look at socket", &path))?;
-        if let Err(error) = spawn_shim(&params, env, listener) {
+        if let Err(error) = spawn_shim(&params, &options, env, listener) {
             // The first error counts.
             let _ = socket::remove(&ours);
             return Err(error);
@@ -245,6 +255,7 @@ fn write_file(bundle: &Path, name: &str, content: &[u8]) -> Result<(), StartErro
 
 fn spawn_shim(
     params: &StartParams,
+    options: &RuntimeOptions,
     env: &StartEnv,
     listener: UnixListener,
 ) -> Result<(), StartError> {
@@ -290,7 +301,14 @@ fn spawn_shim(
         .group(Group::Session)
         .spawn()?;
 
-    raise_oom_score(child.pid().as_raw_nonzero().get());
+    let pid = child.pid().as_raw_nonzero().get();
+    if !options.shim_cgroup.is_empty() {
+        let cgroup = Path::new(&options.shim_cgroup);
+        Cgroups::at(cgroup)
+            .and_then(|c| c.create().and_then(|()| c.join(pid.unsigned_abs())))
+            .map_err(StartError::ShimCgroup)?;
+    }
+    raise_oom_score(pid);
     // Dropping it would kill it.
     std::mem::forget(child);
     Ok(())

@@ -93,7 +93,7 @@ pub fn run(
     })?;
 
     if let Some(to) = &request.work {
-        hand_over(work.path(), to)?;
+        work.hand_over(to, &[layout::DUMP_LOG, layout::STATS_DUMP])?;
     }
     images.keep();
     Ok(())
@@ -245,20 +245,6 @@ fn stdio_of(pid: Pid) -> io::Result<String> {
     Descriptors([link(0), link(1), link(2)])
         .to_json()
         .map_err(io::Error::other)
-}
-
-/// Log and statistics go where the client wants them.
-fn hand_over(work: &Path, to: &Path) -> Result<(), TaskError> {
-    let copy = |name: &str| {
-        let (from, to) = (work.join(name), to.join(name));
-        fs::copy(&from, &to)
-            .map(drop)
-            .map_err(|e| TaskError::io(format_args!("cannot write {}", to.display()), &e))
-    };
-    fs::create_dir_all(to)
-        .map_err(|e| TaskError::io(format_args!("cannot make {}", to.display()), &e))?;
-    copy(layout::DUMP_LOG)?;
-    copy(layout::STATS_DUMP)
 }
 
 #[cfg(test)]

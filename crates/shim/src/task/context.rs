@@ -15,6 +15,7 @@ use super::reaper::Reaper;
 use super::rootfs;
 use super::stdio::Paths;
 use crate::events::EventSink;
+use crate::options::RuntimeOptions;
 use crate::rpc::TaskError;
 
 /// Where running containers' state is, below it one folder per namespace.
@@ -53,6 +54,8 @@ pub struct Context {
     pub cgroups: Cgroups,
     /// Where its streams go.
     pub paths: Paths,
+    /// What the node's configuration says about its runtime.
+    pub options: RuntimeOptions,
     /// The image directory it is to be restored from.
     pub checkpoint: Option<PathBuf>,
 }

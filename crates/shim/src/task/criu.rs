@@ -46,6 +46,18 @@ impl WorkDir {
         &self.0
     }
 
+    /// Copies log and statistics to where the client wants them.
+    pub(super) fn hand_over(&self, to: &Path, names: &[&str]) -> Result<(), TaskError> {
+        let failed =
+            |path: &Path, e| TaskError::io(format_args!("cannot write {}", path.display()), &e);
+        fs::create_dir_all(to).map_err(|e| failed(to, e))?;
+        for name in names {
+            let to = to.join(name);
+            fs::copy(self.0.join(name), &to).map_err(|e| failed(&to, e))?;
+        }
+        Ok(())
+    }
+
     /// The error that containerd gets, with the log kept for those who want more.
     pub(super) fn failed(&self, context: &Context, operation: &str, error: CriuError) -> TaskError {
         let log = self.0.join(format!("{operation}.log"));

@@ -86,6 +86,9 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Pid, TaskError> {
     if let Err(error) = poststart {
         return Err(from_engine(error));
     }
+    if let Some(to) = context.options.criu_work() {
+        work.hand_over(&to, &["restore.log", "stats-restore"])?;
+    }
     half_done.done();
     Ok(pid)
 }

@@ -24,6 +24,7 @@ use super::state::Phase;
 use super::stdio::{Paths, Stdio};
 use crate::bootstrap;
 use crate::events::{self, timestamp};
+use crate::options::RuntimeOptions;
 use crate::rpc::{TaskError, guarded, unimplemented};
 
 #[derive(Debug)]
@@ -121,7 +122,7 @@ impl Service {
     /// Makes a container, or takes back everything it made.
     async fn build(&self, request: api::CreateTaskRequest) -> Result<(Container, u32), TaskError> {
         let shared = Arc::clone(&self.shared);
-        let options = create_options(request.options.as_ref())?;
+        let options = RuntimeOptions::parse(request.options.as_ref())?;
         let mounts = request.rootfs.clone();
         let (bundle, id) = (PathBuf::from(&request.bundle), request.id.clone());
         let checkpoint =
@@ -132,11 +133,12 @@ impl Service {
             stderr: request.stderr.clone(),
         };
         let context =
-            blocking(move || prepare(shared, id, bundle, checkpoint, paths, &mounts)).await?;
+            blocking(move || prepare(shared, id, bundle, checkpoint, paths, options, &mounts))
+                .await?;
         let context = Arc::new(context);
 
         // From here on there is something to take back.
-        match self.launch(&context, options).await {
+        match self.launch(&context).await {
             Ok(container) => {
                 let pid = container.state().await?.pid.map_or(0, raw);
                 events::create(&*self.shared.events, &request, pid);
@@ -158,12 +160,13 @@ impl Service {
         }
     }
 
-    async fn launch(
-        &self,
-        context: &Arc<Context>,
-        options: CreateOptions,
-    ) -> Result<Container, TaskError> {
-        let (stdio, ends) = Stdio::open(&context.paths, spec::user(&context.spec))?;
+    async fn launch(&self, context: &Arc<Context>) -> Result<Container, TaskError> {
+        let options = CreateOptions {
+            no_pivot: context.options.no_pivot_root,
+            no_new_keyring: context.options.no_new_keyring,
+        };
+        let owner = context.options.stdio_owner(spec::user(&context.spec));
+        let (stdio, ends) = Stdio::open(&context.paths, owner)?;
         if context.checkpoint.is_some() {
             return Container::adopt(Arc::clone(context), stdio, ends, None);
         }
@@ -193,6 +196,7 @@ fn prepare(
     bundle: PathBuf,
     checkpoint: Option<PathBuf>,
     paths: Paths,
+    options: RuntimeOptions,
     mounts: &[api::Mount],
 ) -> Result<Context, TaskError> {
     let spec = spec::load(&bundle).map_err(from_spec)?;
@@ -250,6 +254,7 @@ fn prepare(
         spec,
         cgroups,
         paths,
+        options,
         checkpoint,
     })
 }
@@ -267,22 +272,6 @@ fn check_id(id: &str) -> Result<(), TaskError> {
 
 fn is_type(any: &Any, name: &str) -> bool {
     any.type_url.rsplit('/').next() == Some(name)
-}
-
-fn create_options(options: Option<&Any>) -> Result<CreateOptions, TaskError> {
-    match options {
-        Some(any) if is_type(any, "containerd.runc.v1.Options") => {
-            let options = oci::Options::parse_from_bytes(&any.value).map_err(|e| {
-                TaskError::InvalidArgument(format!("the runtime options cannot be decoded: {e}"))
-            })?;
-            Ok(CreateOptions {
-                no_pivot: options.no_pivot_root,
-                no_new_keyring: options.no_new_keyring,
-            })
-        }
-        // Other types carry nothing that cryo knows yet.
-        _ => Ok(CreateOptions::default()),
-    }
 }
 
 fn checkpoint_request(

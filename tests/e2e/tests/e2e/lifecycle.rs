@@ -214,7 +214,10 @@ pub(crate) async fn pids_lists_every_process(cx: Context) -> anyhow::Result<()> 
         let comm = std::fs::read_to_string(node.host(&format!("/proc/{pid}/comm")))
             .with_context(|| format!("pid {pid} is not one of the node"))?;
         // An applet is /proc/self/exe until it names itself.
-        ensure!(["sh", "sleep", "exe"].contains(&comm.trim()), "{pid} is {comm}");
+        ensure!(
+            ["sh", "sleep", "exe"].contains(&comm.trim()),
+            "{pid} is {comm}"
+        );
     }
     let table = node.ctr(&["task", "ps", &container.id]).await?;
     ensure!(table.lines().count() == 4, "{table}");
