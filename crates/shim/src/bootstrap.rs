@@ -1,7 +1,7 @@
 //! `start`: what containerd says, what it is told, and the birth of the long-lived shim.
 //!
 //! This module is the pure half: bytes in, decisions out. [`socket`] holds the listening socket
-//! and its lock, [`daemon`] finds out which containerd is asking, [`start`] does the work.
+//! and its lock, [`daemon`] finds out which containerd is asking, [`start()`] does the work.
 //!
 //! | containerd | stdin of `start` | answer it understands |
 //! |---|---|---|

@@ -37,10 +37,9 @@ fn serve(flags: &Flags) -> Result<(), BoxError> {
     let listener = serve::take_listener()?;
     serve::become_subreaper()?;
     let zygote = Zygote::spawn()?;
-    // One for the service, one for the blocking calls of each running
-    // operation; idle ones go away.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+    // One thread for the service, and one for the blocking call of each running
+    // operation, which goes away soon after.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .thread_keep_alive(Duration::from_secs(1))
         .enable_all()
         .build()?;

@@ -40,6 +40,7 @@ pub fn run(
     request: &CheckpointRequest,
 ) -> Result<(), TaskError> {
     let criu = criu::find(context)?;
+    refuse_stopped(context)?;
     let images = Images::create(&request.images)?;
     let work = WorkDir::create(context, "dump")?;
     let descriptors = images.path.join(layout::DESCRIPTORS);
@@ -209,6 +210,26 @@ impl Drop for Frozen<'_> {
             tracing::error!(%error, "the container is not {wanted} as it was");
         }
     }
+}
+
+/// A process that a signal has stopped cannot be traced while cgroup v1 keeps it
+/// frozen: CRIU would wait for it, uninterruptibly, until somebody thaws.
+fn refuse_stopped(context: &Context) -> Result<(), TaskError> {
+    if !context.cgroups.freezer_is_v1().map_err(internal)? {
+        return Ok(());
+    }
+    for pid in context.cgroups.pids().map_err(internal)? {
+        // Frozen or not, this is where it waits.
+        let at = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+        if at == "do_signal_stop" {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            return Err(TaskError::FailedPrecondition(format!(
+                "cannot checkpoint: process {pid} ({}) is stopped by a signal, which CRIU cannot dump on cgroup v1: let it go on first, by SIGCONT",
+                name.trim()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn externals(context: &Context, pid: Pid) -> Result<Vec<External>, TaskError> {

@@ -310,6 +310,28 @@ pub(crate) async fn a_deadline_does_not_leave_the_container_frozen(
     Ok(())
 }
 
+pub(crate) async fn a_stopped_process_is_refused(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    // CRIU, tracing it in a frozen v1 cgroup, would wait until somebody thaws.
+    let script = format!("sleep 1000 & kill -STOP $!; {COUNTER}");
+    let (container, output) = cx.shell(node, &script).await?;
+    output.count_to(2).await?;
+    let image = cx.folder(node, "image")?;
+    explained(
+        &cx,
+        checkpoint(&container, &image).await,
+        &[Code::FailedPrecondition],
+        &["stopped", "SIGCONT"],
+    )?;
+    unharmed(&container, &output).await?;
+    ensure!(
+        !node.host(&image).exists(),
+        "images of a refused checkpoint"
+    );
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
 /// The node's `/etc/cryo/config.toml` with another criu, until it is dropped.
 struct OtherCriu {
     file: std::path::PathBuf,

@@ -117,6 +117,8 @@ fn main() -> ExitCode {
             "containerd resumes with the context that has expired, and the Go shim does not \
              thaw by itself: the container stays frozen (reference/containerd.md 0, 14)",
         ),
+        test!(failures::a_stopped_process_is_refused)
+            .not_on_runc("criu waits for the stopped process, for ever, with the container frozen"),
         test!(failures::criu_missing)
             .alone()
             .not_on_runc(NO_CONFIGURATION),
