@@ -81,6 +81,9 @@ fn main() -> ExitCode {
         test!(pods::every_bundle_of_a_pod_names_the_shim),
         test!(pods::the_own_runtime_name_runs_pods),
         test!(pods::a_pod_that_is_stopped_ends_its_containers),
+        test!(pods::a_killed_shim_ends_its_pod).not_on_runc(
+            "the app containers run on without a shim, and the pod can never be removed",
+        ),
         test!(checkpoint::from_running_leaves_running),
         test!(checkpoint::with_exit_stops),
         test!(checkpoint::of_a_paused_task_leaves_it_paused),

@@ -131,3 +131,52 @@ pub(crate) async fn a_pod_that_is_stopped_ends_its_containers(cx: Context) -> an
     ensure!(shims.is_empty(), "the removed pod has shims: {shims:?}");
     Ok(())
 }
+
+pub(crate) async fn a_killed_shim_ends_its_pod(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let pod = cx.pod(node, cx.runtime().handler()).await?;
+    let one = pod.run("one", BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    let two = pod.run("two", BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    one.count_to(2).await?;
+    two.count_to(2).await?;
+    let mut killed = 0;
+    for shim in node.processes("containerd-shim") {
+        let line = std::fs::read(format!("/proc/{shim}/cmdline")).unwrap_or_default();
+        let own = line
+            .split(|b| *b == 0)
+            .any(|word| word == pod.id.as_bytes());
+        if let Some(shim) = rustix::process::Pid::from_raw(shim.cast_signed())
+            && own
+        {
+            rustix::process::kill_process(shim, rustix::process::Signal::KILL)?;
+            killed += 1;
+        }
+    }
+    ensure!(killed == 1, "{killed} shims of the pod {}", pod.id);
+    // containerd asks nobody about the app containers: `delete` of the sandbox ends
+    // them and tells it so.
+    let start = std::time::Instant::now();
+    for container in [&one, &two] {
+        let status = container.wait_for(ContainerState::Exited).await?;
+        // 255 is CRI's own word for an exit that it did not see.
+        ensure!(
+            [137, 255].contains(&status.exit_code),
+            "exit code {}",
+            status.exit_code
+        );
+    }
+    ensure!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    for container in [&one, &two] {
+        container
+            .cri
+            .stop(&container.id, 0)
+            .await
+            .context("StopContainer")?;
+        container
+            .cri
+            .remove(&container.id)
+            .await
+            .context("RemoveContainer")?;
+    }
+    Ok(())
+}
