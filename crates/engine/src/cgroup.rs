@@ -33,7 +33,9 @@ pub enum Kind {
 }
 
 impl Hierarchy {
-    fn has(&self, controller: &str) -> bool {
+    /// Whether it is the v1 hierarchy of that controller.
+    #[must_use]
+    pub fn has(&self, controller: &str) -> bool {
         matches!(&self.kind, Kind::V1(names) if names.iter().any(|n| n == controller))
     }
 }

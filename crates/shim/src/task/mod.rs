@@ -12,4 +12,5 @@ pub mod restore;
 mod rootfs;
 pub mod service;
 pub mod state;
+pub mod stats;
 pub mod stdio;

@@ -21,6 +21,7 @@ use super::container::{CheckpointRequest, Container, raw};
 use super::context::{Context, Record, Shared, from_engine, from_spec, internal, state_dir};
 use super::rootfs;
 use super::state::Phase;
+use super::stats;
 use super::stdio::{Paths, Stdio};
 use crate::bootstrap;
 use crate::events::{self, timestamp};
@@ -517,9 +518,17 @@ impl Task for Service {
     async fn stats(
         &self,
         _: &TtrpcContext,
-        _: api::StatsRequest,
+        req: api::StatsRequest,
     ) -> ttrpc::Result<api::StatsResponse> {
-        unimplemented("Stats")
+        let service = self.clone();
+        guarded("Stats", async move {
+            let container = service.find(&req.id, "")?;
+            let metrics = blocking(move || stats::read(&container.context().cgroups)).await?;
+            let mut answer = api::StatsResponse::new();
+            answer.stats = Some(metrics).into();
+            Ok::<_, TaskError>(answer)
+        })
+        .await
     }
 
     async fn connect(
