@@ -15,6 +15,7 @@ use rustix::process::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::context::{Context, from_engine, internal};
+use super::oom;
 use super::reaper::Hold;
 use super::state::{Exit, Op, Phase, State};
 use super::stdio::{ContainerEnds, Stdio};
@@ -148,12 +149,14 @@ impl Container {
             ends: init.is_none().then_some(ends),
             paused_at: None,
             held_exit: None,
+            oom: None,
             exit: exit_sender,
             outbox: commands.downgrade(),
             context: Arc::clone(&context),
         };
         if let Some(pid) = init {
             actor.watch(pid)?;
+            actor.oom = oom::Watch::start(&actor.context);
         }
         tokio::spawn(actor.run(inbox));
         Ok(Self {
@@ -297,6 +300,8 @@ struct Actor {
     /// An exit that must not be told before the start, or before the checkpoint
     /// that caused it, is.
     held_exit: Option<Exit>,
+    /// From the first process to the removal of the cgroups.
+    oom: Option<oom::Watch>,
     exit: watch::Sender<Option<Exit>>,
     outbox: mpsc::WeakSender<Command>,
 }
@@ -469,6 +474,7 @@ impl Actor {
         let mut exit = self.exit.subscribe();
         let stdio = std::mem::take(&mut self.stdio);
         self.ends = None;
+        self.oom = None;
         let context = Arc::clone(&self.context);
         let outbox = self.outbox.clone();
         tokio::spawn(async move {
@@ -550,6 +556,9 @@ impl Actor {
     }
 
     fn tell_exit(&self, exit: Exit) {
+        if let Some(oom) = &self.oom {
+            oom.check();
+        }
         let pid = self
             .init
             .as_ref()
@@ -581,6 +590,9 @@ impl Actor {
                 self.state.end(result.is_ok());
                 if let Ok(pid) = &result {
                     events::start(&*self.context.shared.events, self.context.id(), raw(*pid));
+                    if self.oom.is_none() {
+                        self.oom = oom::Watch::start(&self.context);
+                    }
                 }
                 answer(reply, result);
                 if let Some(exit) = self.held_exit.take() {

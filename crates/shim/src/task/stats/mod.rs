@@ -16,7 +16,7 @@ use cryo_engine::cgroup::{Cgroups, Hierarchy, Kind};
 use protobuf::MessageFull;
 use protobuf::well_known_types::any::Any;
 
-use self::files::Dir;
+use self::files::{Dir, Table};
 use super::context::internal;
 use crate::rpc::TaskError;
 
@@ -34,6 +34,11 @@ pub fn read(cgroups: &Cgroups) -> Result<Any, TaskError> {
     } else {
         pack(&v2::metrics(&Dir(find(&dirs, |h| h.kind == Kind::V2))))
     }
+}
+
+/// The kills in a `memory.oom_control` of v1 or a `memory.events` of v2.
+pub(super) fn oom_kills(text: &str) -> u64 {
+    Table::parse(text).get("oom_kill")
 }
 
 /// The hierarchies `name=...` of v1 count nothing.

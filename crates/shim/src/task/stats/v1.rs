@@ -300,7 +300,10 @@ mod tests {
         let metrics = read(root.path());
 
         let usage = &metrics.cpu.usage;
-        assert_eq!((usage.total, &*usage.per_cpu), (123_456_789, &[100, 200][..]));
+        assert_eq!(
+            (usage.total, &*usage.per_cpu),
+            (123_456_789, &[100, 200][..])
+        );
         assert_eq!((usage.user, usage.kernel), (30_000_000, 40_000_000));
         let throttling = &metrics.cpu.throttling;
         assert_eq!(
@@ -323,7 +326,10 @@ mod tests {
         assert_eq!(memory.kernel.usage, 10);
         assert!(memory.swap.is_none() && memory.kernel_tcp.is_none());
         let oom = &metrics.memory_oom_control;
-        assert_eq!((oom.oom_kill_disable, oom.under_oom, oom.oom_kill), (0, 1, 6));
+        assert_eq!(
+            (oom.oom_kill_disable, oom.under_oom, oom.oom_kill),
+            (0, 1, 6)
+        );
         assert_eq!((metrics.pids.current, metrics.pids.limit), (2, 100));
         let bytes: Vec<_> = metrics
             .blkio

@@ -25,10 +25,7 @@ pub(super) fn metrics(dir: &Dir) -> Metrics {
             ..IOStat::default()
         }),
         hugetlb: hugetlb(dir),
-        memory_events: dir
-            .table("memory.events")
-            .map(|t| memory_events(&t))
-            .into(),
+        memory_events: dir.table("memory.events").map(|t| memory_events(&t)).into(),
         ..Metrics::default()
     }
 }
@@ -226,8 +223,14 @@ mod tests {
 
         assert_eq!((metrics.pids.current, metrics.pids.limit), (2, u64::MAX));
         let cpu = &metrics.cpu;
-        assert_eq!((cpu.usage_usec, cpu.user_usec, cpu.system_usec), (30, 10, 20));
-        assert_eq!((cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec), (1, 2, 3));
+        assert_eq!(
+            (cpu.usage_usec, cpu.user_usec, cpu.system_usec),
+            (30, 10, 20)
+        );
+        assert_eq!(
+            (cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec),
+            (1, 2, 3)
+        );
         assert_eq!((cpu.psi.some.total, cpu.psi.full.total), (12, 3));
         assert!((cpu.psi.some.avg10 - 1.5).abs() < f64::EPSILON);
         let memory = &metrics.memory;
@@ -241,7 +244,10 @@ mod tests {
         assert!(memory.psi.is_none());
         let events = &metrics.memory_events;
         assert_eq!((events.low, events.high, events.max), (1, 2, 3));
-        assert_eq!((events.oom, events.oom_kill, events.oom_group_kill), (4, 5, 6));
+        assert_eq!(
+            (events.oom, events.oom_kill, events.oom_group_kill),
+            (4, 5, 6)
+        );
         let io = &metrics.io.usage;
         assert_eq!(io.len(), 2);
         assert_eq!((io[0].major, io[0].minor), (254, 0));
