@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use cryo_sys::{process, scm};
+use oci_spec::runtime::LinuxResources;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Pid;
 
@@ -87,6 +88,14 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     ///
     /// When a limit is refused.
     fn limit(&self, target: &Target) -> Result<(), Error>;
+
+    /// Writes other limits into the cgroups of a container that lives. A later
+    /// restore goes by its own spec, not by these.
+    ///
+    /// # Errors
+    ///
+    /// When a limit is refused; others may have been written by then.
+    fn update(&self, target: &Target, resources: &LinuxResources) -> Result<(), Error>;
 
     /// Runs hooks around a restored container.
     ///
@@ -240,6 +249,14 @@ impl Engine for Zygote {
             &[],
         )
         .map(drop)
+    }
+
+    fn update(&self, target: &Target, resources: &LinuxResources) -> Result<(), Error> {
+        let request = Request::Update {
+            target: target.clone(),
+            resources: Box::new(resources.clone()),
+        };
+        self.call(&request, &[]).map(drop)
     }
 
     fn hooks(&self, target: &Target, phases: &[HookPhase], pid: i32) -> Result<(), Error> {

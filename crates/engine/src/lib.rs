@@ -13,6 +13,7 @@ mod client;
 pub mod mountpoint;
 mod program;
 pub mod protocol;
+mod resources;
 pub mod spec;
 mod worker;
 pub mod zygote;

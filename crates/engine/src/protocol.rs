@@ -8,6 +8,7 @@
 
 use std::path::PathBuf;
 
+use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
 /// Upper bound of a message.
@@ -60,6 +61,14 @@ pub enum Request {
     Limit {
         /// The container.
         target: Target,
+    },
+    /// Write other limits than the spec's into the container's cgroups. What is
+    /// not named stays as it is.
+    Update {
+        /// The container.
+        target: Target,
+        /// The limits.
+        resources: Box<LinuxResources>,
     },
     /// Run the spec's hooks of some phases.
     Hooks {
@@ -153,6 +162,7 @@ mod tests {
                 Request::Start { target: target.clone() },
                 Request::Delete { target: target.clone() },
                 Request::Limit { target: target.clone() },
+                Request::Update { target: target.clone(), resources: Box::default() },
                 Request::Hooks { target, phases: vec![HookPhase::Prestart, HookPhase::Poststop], pid },
             ] {
                 let bytes = serde_json::to_vec(&request).unwrap();

@@ -5,23 +5,21 @@ use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write};
 use std::os::fd::OwnedFd;
 
-use libcgroups::common::{CgroupConfig, CgroupManager as _, ControllerOpt};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::hooks::run_hooks;
 use libcontainer::syscall::syscall::SyscallType;
-use oci_spec::runtime::Hooks;
+use oci_spec::runtime::{Hooks, LinuxResources, Spec};
 use rustix::fs::MemfdFlags;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::adapt::adapt;
 use crate::cgroup::{Cgroups, Kind};
-use crate::mountpoint;
 use crate::program::Program;
 use crate::protocol::{CreateOptions, Failure, FailureKind, HookPhase, Reply, Request, Target};
-use crate::spec;
+use crate::{mountpoint, resources, spec};
 
 /// Does what the request asks for, in this very process.
 pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure> {
@@ -37,6 +35,7 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure>
         Request::Start { target } => start(&target),
         Request::Delete { target } => delete(&target),
         Request::Limit { target } => limit(&target),
+        Request::Update { target, resources } => update(&target, *resources),
         Request::Hooks {
             target,
             phases,
@@ -60,8 +59,7 @@ fn create(
     options: CreateOptions,
 ) -> Result<Reply, Failure> {
     let mut spec = spec::load(&target.bundle).map_err(spec_failure)?;
-    let cgroups = Cgroups::at(&spec::cgroup_path(&spec).map_err(spec_failure)?)
-        .map_err(|e| failure(FailureKind::Spec, &e))?;
+    let cgroups = cgroups_of(&spec)?;
     adapt(&mut spec, &target.bundle, &cgroups).map_err(spec_failure)?;
     if let Some(root) = spec.root() {
         mountpoint::make_cwd(root.path(), &spec).map_err(|e| failure(FailureKind::Other, &e))?;
@@ -155,24 +153,23 @@ fn delete(target: &Target) -> Result<Reply, Failure> {
 
 fn limit(target: &Target) -> Result<Reply, Failure> {
     let spec = spec::load(&target.bundle).map_err(spec_failure)?;
-    let Some(resources) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) else {
-        return Ok(Reply::Ok);
-    };
-    let manager = libcgroups::common::create_cgroup_manager(CgroupConfig {
-        cgroup_path: spec::cgroup_path(&spec).map_err(spec_failure)?,
-        systemd_cgroup: false,
-        container_name: target.id.clone(),
-    })
-    .map_err(|e| failure(FailureKind::Other, &e))?;
-    manager
-        .apply(&ControllerOpt {
-            resources,
-            disable_oom_killer: false,
-            oom_score_adj: None,
-            freezer_state: None,
-        })
-        .map_err(|e| failure(FailureKind::Spec, &e))?;
+    if let Some(wanted) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
+        let cgroups = cgroups_of(&spec)?;
+        resources::limit(&cgroups, wanted).map_err(|e| failure(FailureKind::Spec, &e))?;
+    }
     Ok(Reply::Ok)
+}
+
+fn update(target: &Target, wanted: LinuxResources) -> Result<Reply, Failure> {
+    let spec = spec::load(&target.bundle).map_err(spec_failure)?;
+    let cgroups = cgroups_of(&spec)?;
+    resources::update(&cgroups, wanted).map_err(|e| failure(FailureKind::Spec, &e))?;
+    Ok(Reply::Ok)
+}
+
+fn cgroups_of(spec: &Spec) -> Result<Cgroups, Failure> {
+    Cgroups::at(&spec::cgroup_path(spec).map_err(spec_failure)?)
+        .map_err(|e| failure(FailureKind::Spec, &e))
 }
 
 fn hooks(target: &Target, phases: &[HookPhase], pid: i32) -> Result<Reply, Failure> {

@@ -19,6 +19,8 @@ use cryo_shim::serve::{TASK_V2, both_versions};
 use cryo_shim::task::context::Shared;
 use cryo_shim::task::reaper::Reaper;
 use cryo_shim::task::service::Service;
+use oci_spec::runtime::LinuxResources;
+use protobuf::well_known_types::any::Any;
 use rustix::process::Pid;
 use ttrpc::asynchronous::{Client, Server};
 use ttrpc::{Code, context};
@@ -30,6 +32,7 @@ struct Shells {
     /// Start answers this much later than the program begins.
     slow_start: Duration,
     panics: AtomicBool,
+    updates: Mutex<Vec<LinuxResources>>,
 }
 
 impl Engine for Shells {
@@ -64,6 +67,11 @@ impl Engine for Shells {
     }
 
     fn limit(&self, _: &Target) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn update(&self, _: &Target, resources: &LinuxResources) -> Result<(), Error> {
+        self.updates.lock().unwrap().push(resources.clone());
         Ok(())
     }
 
@@ -203,7 +211,8 @@ async fn the_service() {
     an_exit_that_beats_the_start(reaper.clone()).await;
     refusals(reaper.clone()).await;
     a_panic_is_an_answer_and_leaves_nothing(reaper.clone()).await;
-    unimplemented_methods_say_so(reaper).await;
+    unimplemented_methods_say_so(reaper.clone()).await;
+    updates_and_stats(reaper).await;
 }
 
 async fn lives_and_orders(reaper: Reaper) {
@@ -311,7 +320,45 @@ async fn unimplemented_methods_say_so(reaper: Reaper) {
     request.service = TASK_V2.to_owned();
     request.method = "Stats".to_owned();
     request.timeout_nano = 20_000_000_000;
-    let (unimplemented, text) = code(bench.v2.request(request).await);
-    assert_eq!(unimplemented, Code::UNIMPLEMENTED);
-    assert!(text.contains("Stats"), "{text}");
+    let (unknown, text) = code(bench.v2.request(request).await);
+    assert_eq!(unknown, Code::NOT_FOUND, "{text}");
+}
+
+async fn updates_and_stats(reaper: Reaper) {
+    let bench = Bench::new(reaper, Shells::default()).await;
+    let stats = async || {
+        let mut request = api::StatsRequest::new();
+        request.id = "a".to_owned();
+        bench.client.stats(limit(), &request).await
+    };
+    let update = async |type_url: &str, json: &str| {
+        let mut any = Any::new();
+        any.type_url = type_url.to_owned();
+        any.value = json.as_bytes().to_vec();
+        let mut request = api::UpdateTaskRequest::new();
+        request.id = "a".to_owned();
+        request.resources = Some(any).into();
+        bench.client.update(limit(), &request).await.map(drop)
+    };
+    let resources = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+    assert_eq!(code(stats().await).0, Code::NOT_FOUND);
+    assert_eq!(code(update(resources, "{}").await).0, Code::NOT_FOUND);
+    bench.create("a", "exit 0").await.unwrap();
+    let any = stats().await.unwrap().stats.unwrap();
+    assert!(any.type_url.starts_with("io.containerd.cgroups.v"), "{any}");
+    let limit = r#"{"memory":{"limit":1048576}}"#;
+    update(resources, limit).await.unwrap();
+    let seen = bench.engine.updates.lock().unwrap().pop().unwrap();
+    assert_eq!(seen.memory().as_ref().unwrap().limit(), Some(1_048_576));
+    for (type_url, json) in [(resources, "{"), ("x.y.Z", limit), (resources, "[]")] {
+        let refused = code(update(type_url, json).await);
+        assert_eq!(refused.0, Code::INVALID_ARGUMENT, "{}", refused.1);
+    }
+    bench.start("a").await.unwrap();
+    bench.wait("a").await.unwrap();
+    let stopped = code(update(resources, limit).await);
+    assert_eq!(stopped.0, Code::FAILED_PRECONDITION, "{}", stopped.1);
+    stats().await.unwrap();
+    bench.delete("a").await.unwrap();
+    assert_eq!(code(stats().await).0, Code::NOT_FOUND);
 }

@@ -15,3 +15,4 @@ pub mod service;
 pub mod state;
 pub mod stats;
 pub mod stdio;
+mod update;

@@ -21,8 +21,8 @@ use super::container::{CheckpointRequest, Container, raw};
 use super::context::{Context, Record, Shared, from_engine, from_spec, internal, state_dir};
 use super::rootfs;
 use super::state::Phase;
-use super::stats;
 use super::stdio::{Paths, Stdio};
+use super::{stats, update};
 use crate::bootstrap;
 use crate::events::{self, timestamp};
 use crate::options::RuntimeOptions;
@@ -497,8 +497,16 @@ impl Task for Service {
         .await
     }
 
-    async fn update(&self, _: &TtrpcContext, _: api::UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        unimplemented("Update")
+    async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let service = self.clone();
+        guarded("Update", async move {
+            let container = service.find(&req.id, "")?;
+            let resources = update::resources(req.resources.as_ref())?;
+            update::check(container.state().await?.phase)?;
+            blocking(move || update::run(container.context(), &resources)).await?;
+            Ok::<_, TaskError>(Empty::new())
+        })
+        .await
     }
 
     async fn wait(

@@ -1,0 +1,197 @@
+//! Limits: the spec's `linux.resources` written into a container's cgroups by
+//! libcgroups, and what it needs help with.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use libcgroups::common::{
+    AnyManagerError, CgroupConfig, CgroupManager as _, ControllerOpt, CreateCgroupSetupError,
+};
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
+
+use crate::cgroup::{Cgroups, Kind};
+
+/// A limit that was not written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot find the machine's cgroups")]
+    Setup(#[from] CreateCgroupSetupError),
+    #[error("a limit is refused")]
+    Refused(#[from] AnyManagerError),
+    #[error("cannot write {file}")]
+    Swap {
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Writes all limits of a spec.
+pub(crate) fn limit(cgroups: &Cgroups, resources: &LinuxResources) -> Result<(), Error> {
+    write(cgroups, resources)
+}
+
+/// Writes the limits that are named, and leaves the others as they are.
+pub(crate) fn update(cgroups: &Cgroups, wanted: LinuxResources) -> Result<(), Error> {
+    let memory = cgroups.dirs().find(|(h, _)| h.has("memory"));
+    let wanted = changes(wanted, &V1Memory::read(memory.map(|(_, dir)| dir)));
+    let first = match write(cgroups, &wanted) {
+        Ok(()) => return Ok(()),
+        Err(error) => error,
+    };
+    // A new period may be out of bounds with the old quota only.
+    let Some(quota) = quota_alone(&wanted) else {
+        return Err(first);
+    };
+    write(cgroups, &quota)
+        .and_then(|()| write(cgroups, &wanted))
+        .map_err(|_| first)
+}
+
+/// libcgroups orders memory and swap by what is there, so that neither is ever
+/// above the other.
+fn write(cgroups: &Cgroups, resources: &LinuxResources) -> Result<(), Error> {
+    let manager = libcgroups::common::create_cgroup_manager(CgroupConfig {
+        cgroup_path: cgroups.path(),
+        systemd_cgroup: false,
+        container_name: String::new(),
+    })?;
+    let memory = resources.memory().as_ref();
+    manager.apply(&ControllerOpt {
+        resources,
+        disable_oom_killer: memory.and_then(|m| m.disable_oom_killer()).unwrap_or(false),
+        oom_score_adj: None,
+        freezer_state: None,
+    })?;
+    if let Some(file) = no_swap(cgroups, resources)
+        && file.exists()
+    {
+        fs::write(&file, "0").map_err(|source| Error::Swap { file, source })?;
+    }
+    Ok(())
+}
+
+/// v2 limits swap apart from memory. libcgroups takes the difference of the
+/// two, and one of 0 for no limit.
+fn no_swap(cgroups: &Cgroups, resources: &LinuxResources) -> Option<PathBuf> {
+    let memory = resources.memory().as_ref()?;
+    let limit = memory.limit().filter(|l| *l > 0)?;
+    if memory.swap() != Some(limit) || cgroups.dirs().any(|(h, _)| h.has("memory")) {
+        return None;
+    }
+    let v2 = cgroups.dirs().find(|(h, _)| h.kind == Kind::V2);
+    v2.map(|(_, dir)| dir.join("memory.swap.max"))
+}
+
+/// What an update must not change by the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct V1Memory {
+    oom_killer_disabled: bool,
+    /// The kernel limits memory and swap together.
+    swap: bool,
+}
+
+impl V1Memory {
+    /// v2: nothing needs care.
+    const NONE: Self = Self {
+        oom_killer_disabled: false,
+        swap: true,
+    };
+
+    fn read(dir: Option<PathBuf>) -> Self {
+        let Some(dir) = dir else {
+            return Self::NONE;
+        };
+        let control = fs::read_to_string(dir.join("memory.oom_control")).unwrap_or_default();
+        Self {
+            oom_killer_disabled: control.lines().any(|l| l == "oom_kill_disable 1"),
+            swap: dir.join("memory.memsw.limit_in_bytes").exists(),
+        }
+    }
+}
+
+/// The limits that libcgroups is to write so that nothing else changes: it
+/// takes what is missing for a default in places.
+fn changes(mut wanted: LinuxResources, now: &V1Memory) -> LinuxResources {
+    // Clients send the whole spec, "deny all" first; a running program would
+    // be without its devices for a moment.
+    wanted.set_devices(None);
+    if wanted.pids().is_some_and(|p| p.limit() == 0) {
+        wanted.set_pids(None);
+    }
+    if let Some(memory) = wanted.memory_mut() {
+        if memory.disable_oom_killer().is_none() {
+            memory.set_disable_oom_killer(Some(now.oom_killer_disabled));
+        }
+        // No limit of memory means none of swap, where there is one. 0 is no change.
+        if memory.limit() == Some(-1) && memory.swap().is_none() && !now.swap {
+            memory.set_swap(Some(0));
+        }
+    }
+    wanted
+}
+
+/// The processor quota of limits that also have a period.
+fn quota_alone(wanted: &LinuxResources) -> Option<LinuxResources> {
+    let cpu = wanted.cpu().as_ref()?;
+    cpu.period()?;
+    let mut quota = LinuxCpu::default();
+    quota.set_quota(Some(cpu.quota()?));
+    let mut resources = LinuxResources::default();
+    resources.set_devices(None).set_cpu(Some(quota));
+    Some(resources)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> LinuxResources {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names_and_nothing_else() {
+        let wanted = parse(
+            r#"{"devices":[{"allow":false,"access":"rwm"}],"pids":{"limit":0},
+                "memory":{"limit":4096,"swap":8192},"cpu":{"shares":10}}"#,
+        );
+        let now = V1Memory {
+            oom_killer_disabled: true,
+            swap: true,
+        };
+        let changes = changes(wanted, &now);
+        assert!(changes.devices().is_none() && changes.pids().is_none());
+        let memory = changes.memory().as_ref().unwrap();
+        assert_eq!((memory.limit(), memory.swap()), (Some(4096), Some(8192)));
+        assert_eq!(memory.disable_oom_killer(), Some(true));
+        assert_eq!(changes.cpu().as_ref().unwrap().shares(), Some(10));
+        // And a limit of processes that is one stays.
+        let pids = super::changes(parse(r#"{"pids":{"limit":5}}"#), &now);
+        assert_eq!(pids.pids().unwrap().limit(), 5);
+    }
+
+    #[test]
+    fn swap_is_lifted_with_memory_only_where_it_is_limited() {
+        let unlimited = || parse(r#"{"memory":{"limit":-1}}"#);
+        let swap = |now| changes(unlimited(), &now).memory().unwrap().swap();
+        let without = V1Memory {
+            swap: false,
+            ..V1Memory::NONE
+        };
+        assert_eq!(swap(V1Memory::NONE), None);
+        assert_eq!(swap(without), Some(0));
+    }
+
+    #[test]
+    fn a_quota_goes_alone_only_beside_a_period() {
+        assert_eq!(quota_alone(&parse(r#"{"cpu":{"quota":5}}"#)), None);
+        let both = parse(r#"{"cpu":{"quota":5,"period":10,"shares":3}}"#);
+        let cpu = quota_alone(&both).unwrap().cpu().clone().unwrap();
+        assert_eq!(
+            (cpu.quota(), cpu.period(), cpu.shares()),
+            (Some(5), None, None)
+        );
+    }
+}
