@@ -190,11 +190,32 @@ impl Cgroups {
     pub fn create(&self) -> Result<(), Error> {
         for (hierarchy, dir) in self.dirs() {
             fs::create_dir_all(&dir).map_err(|e| io_error("make", &dir, e))?;
+            if hierarchy.kind == Kind::V2 {
+                self.enable_controllers(hierarchy);
+            }
             if hierarchy.has("cpuset") {
                 self.fill_cpuset(hierarchy)?;
             }
         }
         Ok(())
+    }
+
+    /// A v2 cgroup has the controllers that all above it hand down; a limit whose
+    /// controller cannot be had is refused when it is written.
+    fn enable_controllers(&self, hierarchy: &Hierarchy) {
+        let mut dir = hierarchy.mountpoint.clone();
+        let controllers = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+        for part in self.path.components() {
+            for controller in controllers.split_whitespace() {
+                // One at a time: one that is refused takes the others with it.
+                let enabled =
+                    fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+                if let Err(error) = enabled {
+                    tracing::debug!(%error, controller, dir = %dir.display(), "not handed down");
+                }
+            }
+            dir.push(part);
+        }
     }
 
     /// A new v1 cpuset is empty and takes no task; it inherits from above.
@@ -532,6 +553,23 @@ garbage
         );
         let none = Cgroups::within(Path::new("a"), Vec::new()).unwrap();
         assert!(matches!(none.freezer_dir(), Err(Error::NoFreezer)));
+    }
+
+    #[test]
+    fn v2_hands_its_controllers_down_to_the_last_but_one() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path).join("cgroup.subtree_control");
+        fs::write(root.path().join("cgroup.controllers"), "memory\n").unwrap();
+        let hierarchy = Hierarchy {
+            mountpoint: root.path().to_owned(),
+            kind: Kind::V2,
+        };
+        let cgroups = Cgroups::within(Path::new("/pods/a"), vec![hierarchy]).unwrap();
+        cgroups.create().unwrap();
+        assert_eq!(fs::read_to_string(at("")).unwrap(), "+memory");
+        assert_eq!(fs::read_to_string(at("pods")).unwrap(), "+memory");
+        // With that in its own, it could not have processes.
+        assert!(!at("pods/a").exists());
     }
 
     #[test]
