@@ -350,7 +350,11 @@ async fn updates_and_stats(reaper: Reaper) {
     update(resources, limit).await.unwrap();
     let seen = bench.engine.updates.lock().unwrap().pop().unwrap();
     assert_eq!(seen.memory().as_ref().unwrap().limit(), Some(1_048_576));
-    for (type_url, json) in [(resources, "{"), ("x.y.Z", limit), (resources, "[]")] {
+    for (type_url, json) in [
+        (resources, "{"),
+        ("x.y.Z", limit),
+        (resources, r#"{"memory":1}"#),
+    ] {
         let refused = code(update(type_url, json).await);
         assert_eq!(refused.0, Code::INVALID_ARGUMENT, "{}", refused.1);
     }
