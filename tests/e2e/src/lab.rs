@@ -16,7 +16,13 @@ use crate::rpc::Client;
 use crate::runtime::Runtime;
 
 /// The tests' own nodes: a developer's `node-a` is left alone.
-pub const NODES: [&str; 2] = ["e2e-a", "e2e-b"];
+const NODES: &str = "e2e-a,e2e-b";
+
+/// The nodes' names: those of `CRYO_E2E_NODES`, so that two runs can share a lab.
+pub fn node_names() -> Vec<String> {
+    let names = std::env::var("CRYO_E2E_NODES").unwrap_or_else(|_| NODES.into());
+    names.split(',').map(str::to_owned).collect()
+}
 
 /// The folder in a node under which the tests keep what they make (on disk).
 pub const SCRATCH: &str = "/var/tmp/cryo-e2e";

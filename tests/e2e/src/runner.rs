@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::audit::{self, Census};
 use crate::context::Context;
-use crate::lab::{Lab, NODES, Node};
+use crate::lab::{Lab, Node, node_names};
 use crate::runtime::Runtime;
 
 type TestFuture = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
@@ -211,7 +211,9 @@ fn run_all(tests: Vec<Test>, runtime: Runtime, threads: usize, report: &mut Repo
     };
     tokio.block_on(async {
         let started = Instant::now();
-        let lab = match Lab::up(&NODES).await {
+        let names = node_names();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let lab = match Lab::up(&names).await {
             Ok(lab) => Arc::new(lab),
             Err(e) => return report.add("lab::up", Outcome::Failed(e)),
         };
