@@ -532,12 +532,12 @@ impl Api {
         Ok(())
     }
 
-    pub async fn update(&self, id: &str) -> Result<(), Status> {
+    pub async fn update(&self, id: &str, resources: &str) -> Result<(), Status> {
         let request = UpdateRequest {
             container_id: id.into(),
             resources: Some(Any {
                 type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
-                value: br#"{"memory":{"limit":268435456}}"#.to_vec(),
+                value: resources.as_bytes().to_vec(),
             }),
         };
         let _: Empty = self

@@ -16,7 +16,8 @@ use crate::containerd::{Api, CheckpointOptions, CreateTaskRequest, RuncOptions, 
 use crate::cri::{
     ContainerConfig, ContainerMetadata, ContainerSecurityContext, ContainerState, ContainerStatus,
     CreateContainerRequest, Cri, ImageSpec, KUBELET_NAMESPACES, LinuxContainerConfig,
-    LinuxSandboxConfig, SandboxConfig, SandboxMetadata, SandboxSecurityContext,
+    LinuxContainerResources, LinuxSandboxConfig, SandboxConfig, SandboxMetadata,
+    SandboxSecurityContext,
 };
 use crate::events::Events;
 use crate::lab::{FIFOS, Lab, Node, SCRATCH};
@@ -762,6 +763,20 @@ impl Pod {
         image: &str,
         command: &[&str],
     ) -> anyhow::Result<PodContainer> {
+        self.create_within(name, image, command, 0).await
+    }
+
+    /// As [`Pod::create`], with a limit of memory in bytes; 0 is none.
+    ///
+    /// # Errors
+    /// CRI's answer.
+    pub async fn create_within(
+        &self,
+        name: &str,
+        image: &str,
+        command: &[&str],
+        memory: i64,
+    ) -> anyhow::Result<PodContainer> {
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata {
                 name: name.into(),
@@ -773,6 +788,9 @@ impl Pod {
             command: command.iter().map(|&s| s.into()).collect(),
             log_path: format!("{name}.log"),
             linux: Some(LinuxContainerConfig {
+                resources: (memory > 0).then_some(LinuxContainerResources {
+                    memory_limit_in_bytes: memory,
+                }),
                 security_context: Some(ContainerSecurityContext {
                     namespace_options: Some(KUBELET_NAMESPACES),
                 }),

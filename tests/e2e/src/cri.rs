@@ -113,7 +113,15 @@ pub struct ContainerSecurityContext {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct LinuxContainerResources {
+    #[prost(int64, tag = "4")]
+    pub memory_limit_in_bytes: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct LinuxContainerConfig {
+    #[prost(message, optional, tag = "1")]
+    pub resources: Option<LinuxContainerResources>,
     #[prost(message, optional, tag = "2")]
     pub security_context: Option<ContainerSecurityContext>,
 }

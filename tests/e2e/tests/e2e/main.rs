@@ -7,6 +7,7 @@ mod checkpoint;
 mod cri;
 mod failures;
 mod lifecycle;
+mod metrics;
 mod pods;
 mod restart;
 mod restore;
@@ -76,6 +77,15 @@ fn main() -> ExitCode {
         test!(stdio::piped_stdin_reaches_its_end_through_ctr),
         test!(stdio::close_io_ends_stdin),
         test!(stdio::no_stdio_is_no_error),
+        test!(metrics::are_there_until_the_delete),
+        test!(metrics::of_a_restored_container),
+        test!(metrics::an_oom_kill_is_told_before_the_exit),
+        test!(metrics::an_oom_kill_after_a_restore_is_told),
+        test!(metrics::each_oom_kill_of_a_child_is_told_once),
+        test!(metrics::cri_says_oom_killed),
+        test!(metrics::limits_go_up_and_down),
+        test!(metrics::an_update_keeps_what_it_does_not_name),
+        test!(metrics::updates_that_cannot_be_are_refused),
         test!(pods::two_containers_share_one_shim),
         test!(pods::exit_codes_and_logs_reach_cri),
         test!(pods::every_bundle_of_a_pod_names_the_shim),
