@@ -15,11 +15,11 @@ use rustix::process::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::context::{Context, from_engine, internal};
-use super::oom;
 use super::reaper::Hold;
 use super::state::{Exit, Op, Phase, State};
 use super::stdio::{ContainerEnds, Stdio};
 use super::{checkpoint, restore};
+use super::{kill, oom};
 use crate::events;
 use crate::rpc::TaskError;
 
@@ -509,13 +509,7 @@ impl Actor {
             ));
         };
         if all {
-            for pid in self.context.cgroups.pids().map_err(internal)? {
-                let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-                if let Some(Ok(pidfd)) = pid.map(process::pidfd_open) {
-                    // Ended in the meantime is as good.
-                    let _ = process::send_signal(pidfd.as_fd(), signal);
-                }
-            }
+            kill::all(&self.context.cgroups, signal)?;
         } else {
             if matches!(self.state.phase(), Phase::Stopped(_)) {
                 return Err(gone());

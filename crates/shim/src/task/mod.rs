@@ -7,6 +7,7 @@ pub mod context;
 mod criu;
 pub mod delete;
 mod failures;
+mod kill;
 pub mod oom;
 pub mod reaper;
 pub mod restore;

@@ -199,6 +199,40 @@ pub(crate) async fn a_paused_container_can_be_killed(cx: Context) -> anyhow::Res
     Ok(())
 }
 
+pub(crate) async fn every_process_is_signalled_and_killed_when_paused(
+    cx: Context,
+) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let script = "echo 0; sleep 1000; echo 1; while :; do sleep 1000; done";
+    let (container, output) = cx.shell(node, script).await?;
+    output.count_to(1).await?;
+    let id = container.id.as_str();
+    let kill_all = async |signal| {
+        let command = ["ctr", "task", "kill", "--all", "--signal", signal, id];
+        node.exec(&command).await
+    };
+    // Pid 1 does not act on it; its child does.
+    kill_all("SIGTERM").await?.success()?;
+    output.count_to(2).await?;
+    container.api.pause(id).await?;
+    kill_all("SIGKILL").await?.success()?;
+    if cx.differs(
+        "SIGKILL to a container frozen by the v1 freezer acts only after a resume; cryo thaws it",
+    ) {
+        container.api.resume(id).await.ok();
+    }
+    let code = container.api.wait(id).await?;
+    ensure!(code == 137, "exit code {code}");
+    if !cx.differs("a signal to all of no processes is no error") {
+        let again = kill_all("SIGKILL").await?;
+        ensure!(again.code != 0, "a signal to no process: {again:?}");
+        let text = &again.stderr;
+        ensure!(text.contains("process already finished"), "{again:?}");
+    }
+    container.api.delete(id).await?;
+    Ok(())
+}
+
 pub(crate) async fn pids_lists_every_process(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     let script = "sleep 100 & sleep 100 & echo ready; wait";

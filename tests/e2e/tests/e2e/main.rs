@@ -61,6 +61,7 @@ fn main() -> ExitCode {
         test!(lifecycle::kill_ends_a_container),
         test!(lifecycle::pause_stops_and_resume_goes_on),
         test!(lifecycle::a_paused_container_can_be_killed),
+        test!(lifecycle::every_process_is_signalled_and_killed_when_paused),
         test!(lifecycle::pids_lists_every_process),
         test!(lifecycle::a_running_task_is_not_deleted),
         test!(lifecycle::start_twice_is_refused),
