@@ -188,9 +188,10 @@ impl Cgroups {
     ///
     /// When the kernel refuses one. Those made so far stay: call [`Self::remove`].
     pub fn create(&self) -> Result<(), Error> {
+        let only_v2 = self.hierarchies.iter().all(|h| h.kind == Kind::V2);
         for (hierarchy, dir) in self.dirs() {
             fs::create_dir_all(&dir).map_err(|e| io_error("make", &dir, e))?;
-            if hierarchy.kind == Kind::V2 {
+            if only_v2 {
                 self.enable_controllers(hierarchy);
             }
             if hierarchy.has("cpuset") {

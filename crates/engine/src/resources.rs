@@ -11,6 +11,7 @@ use libcgroups::common::{
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
 use crate::cgroup::{Cgroups, Kind};
+use crate::protocol::FailureKind;
 
 /// A limit that was not written.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,16 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+impl Error {
+    /// What the caller can do about it.
+    pub(crate) fn kind(&self) -> FailureKind {
+        match self {
+            Self::Setup(_) => FailureKind::Other,
+            Self::Refused(_) | Self::Swap { .. } => FailureKind::Spec,
+        }
+    }
 }
 
 /// Writes all limits of a spec.

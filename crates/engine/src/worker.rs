@@ -155,7 +155,7 @@ fn limit(target: &Target) -> Result<Reply, Failure> {
     let spec = spec::load(&target.bundle).map_err(spec_failure)?;
     if let Some(wanted) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
         let cgroups = cgroups_of(&spec)?;
-        resources::limit(&cgroups, wanted).map_err(|e| failure(FailureKind::Spec, &e))?;
+        resources::limit(&cgroups, wanted).map_err(|e| failure(e.kind(), &e))?;
     }
     Ok(Reply::Ok)
 }
@@ -163,7 +163,7 @@ fn limit(target: &Target) -> Result<Reply, Failure> {
 fn update(target: &Target, wanted: LinuxResources) -> Result<Reply, Failure> {
     let spec = spec::load(&target.bundle).map_err(spec_failure)?;
     let cgroups = cgroups_of(&spec)?;
-    resources::update(&cgroups, wanted).map_err(|e| failure(FailureKind::Spec, &e))?;
+    resources::update(&cgroups, wanted).map_err(|e| failure(e.kind(), &e))?;
     Ok(Reply::Ok)
 }
 

@@ -18,8 +18,7 @@ use super::context::{Context, from_engine, internal};
 use super::reaper::Hold;
 use super::state::{Exit, Op, Phase, State};
 use super::stdio::{ContainerEnds, Stdio};
-use super::{checkpoint, restore};
-use super::{kill, oom};
+use super::{checkpoint, kill, oom, restore};
 use crate::events;
 use crate::rpc::TaskError;
 
