@@ -519,7 +519,13 @@ impl Actor {
         // A frozen v1 process would act on it only after a Resume that nobody sends.
         let frozen = self.state.phase() == Phase::Paused && self.state.busy().is_none();
         if signal == rustix::process::Signal::KILL.as_raw() && frozen {
-            self.context.cgroups.thaw(FREEZE_LIMIT).map_err(internal)?;
+            let context = Arc::clone(&self.context);
+            // Beside the actor, as everything that waits for the kernel.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = context.cgroups.thaw(FREEZE_LIMIT) {
+                    tracing::error!(%error, "a killed container stays frozen");
+                }
+            });
             self.state.thawed();
         }
         Ok(())
