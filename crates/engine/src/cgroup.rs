@@ -247,6 +247,35 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Moves a process in, as [`Self::join`] does, for company to another one
+    /// of the container. A container that has cgroups of its own below may not
+    /// have processes above them: then the process goes where the other is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::join`].
+    pub fn join_beside(&self, pid: u32, other: u32) -> Result<(), Error> {
+        for (hierarchy, dir) in self.dirs() {
+            let own = write(&dir.join("cgroup.procs"), &pid.to_string());
+            match own {
+                Err(Error::Io { ref source, .. })
+                    if hierarchy.kind == Kind::V2
+                        && source.kind() == io::ErrorKind::ResourceBusy =>
+                {
+                    let text = read(Path::new(&format!("/proc/{other}/cgroup")))?;
+                    let theirs = unified_path(&text).ok_or_else(|| Error::BadPath {
+                        path: dir.clone(),
+                        reason: "the container's first process is in no cgroup v2",
+                    })?;
+                    let dir = hierarchy.mountpoint.join(theirs);
+                    write(&dir.join("cgroup.procs"), &pid.to_string())?;
+                }
+                own => own?,
+            }
+        }
+        Ok(())
+    }
+
     /// The freezer's folder, as CRIU wants it too.
     ///
     /// # Errors
@@ -438,6 +467,13 @@ fn waits_for_vfork(pid: u32) -> bool {
         fs::read_to_string(thread.path().join("wchan"))
             .is_ok_and(|at| matches!(at.as_str(), "kernel_clone" | "wait_for_vfork_done"))
     })
+}
+
+/// Where `/proc/PID/cgroup` says that a process is in cgroup v2.
+fn unified_path(text: &str) -> Option<&str> {
+    text.lines()
+        .find_map(|l| l.strip_prefix("0::/"))
+        .filter(|p| !p.split('/').any(|c| c == ".."))
 }
 
 fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {

@@ -1,19 +1,22 @@
 //! The shim's side of the zygote.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use cryo_sys::{process, scm};
 use oci_spec::runtime::LinuxResources;
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::MemfdFlags;
 use rustix::process::Pid;
 
 use crate::protocol::{
-    Answer, CreateOptions, Failure, FailureKind, HookPhase, MAX_MESSAGE_BYTES, Reply, Request,
-    Target,
+    Answer, CreateOptions, ExecRequest, Failure, FailureKind, HookPhase, MAX_MESSAGE_BYTES, Reply,
+    Request, Target,
 };
 
 /// The argument that makes the executable a zygote.
@@ -53,10 +56,33 @@ impl Error {
     }
 }
 
+/// A process that the engine made.
+#[derive(Debug)]
+pub struct Started {
+    /// Its id.
+    pub pid: Pid,
+    /// The master of its terminal, if it has one.
+    pub console: Option<OwnedFd>,
+}
+
+/// A process to be run in a running container.
+#[derive(Debug, Clone, Copy)]
+pub struct ExecSpec<'a> {
+    /// The OCI `Process`, as JSON.
+    pub process: &'a [u8],
+    /// The container's first process.
+    pub init: Pid,
+    /// A handle on it: its id may have been used again.
+    pub init_pidfd: BorrowedFd<'a>,
+    /// The container's cgroup path.
+    pub cgroup: &'a Path,
+}
+
 /// What the shim needs of a container engine; everything else (signals, state,
 /// freezing, restore) it does itself. Every call blocks.
 pub trait Engine: Send + Sync + std::fmt::Debug {
-    /// Makes a container; its first process waits for [`Engine::start`].
+    /// Makes a container; its first process waits for [`Engine::start`]. With a
+    /// terminal the streams are not used.
     ///
     /// # Errors
     ///
@@ -66,7 +92,19 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
         target: &Target,
         stdio: [Option<OwnedFd>; 3],
         options: CreateOptions,
-    ) -> Result<Pid, Error>;
+    ) -> Result<Started, Error>;
+
+    /// Runs a process in a running container. It becomes the caller's child.
+    ///
+    /// # Errors
+    ///
+    /// What kept the program from starting; nothing is left behind.
+    fn exec(
+        &self,
+        target: &Target,
+        spec: &ExecSpec<'_>,
+        stdio: [Option<OwnedFd>; 3],
+    ) -> Result<Started, Error>;
 
     /// Lets the program start.
     ///
@@ -147,7 +185,11 @@ impl Zygote {
         self.pid
     }
 
-    fn call(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, Error> {
+    fn call(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
         let data = serde_json::to_vec(request).map_err(io::Error::from)?;
         let (ours, theirs) = scm::pair()?;
         let mut passed = vec![theirs.as_fd()];
@@ -166,8 +208,8 @@ impl Zygote {
         let mut reply = None;
         loop {
             match self.receive(ours.as_fd())? {
-                Answer::Reply(result) => reply = Some(result),
-                Answer::Done { status } => {
+                (Answer::Reply(result), fds) => reply = Some(result.map(|r| (r, fds))),
+                (Answer::Done { status }, _) => {
                     return match reply {
                         Some(result) => result.map_err(Error::Failed),
                         None => Err(Error::Died { status }),
@@ -179,7 +221,7 @@ impl Zygote {
 
     /// The next answer. The container's init inherits the call socket, so its
     /// end says nothing; the zygote's own end does.
-    fn receive(&self, call: BorrowedFd<'_>) -> Result<Answer, Error> {
+    fn receive(&self, call: BorrowedFd<'_>) -> Result<(Answer, Vec<OwnedFd>), Error> {
         loop {
             let mut fds = [
                 PollFd::new(&call, PollFlags::IN),
@@ -190,13 +232,26 @@ impl Zygote {
                 Err(e) => return Err(io::Error::from(e).into()),
             }
             if !fds[0].revents().is_empty() {
-                let (data, _) = scm::recv(call, MAX_MESSAGE_BYTES)?.ok_or(Error::Gone)?;
-                return serde_json::from_slice(&data).map_err(|e| Error::Io(e.into()));
+                let (data, fds) = scm::recv(call, MAX_MESSAGE_BYTES)?.ok_or(Error::Gone)?;
+                let answer = serde_json::from_slice(&data).map_err(io::Error::from)?;
+                return Ok((answer, fds));
             }
             if !fds[1].revents().is_empty() {
                 return Err(Error::Gone);
             }
         }
+    }
+}
+
+fn started((reply, fds): (Reply, Vec<OwnedFd>)) -> Result<Started, Error> {
+    match reply {
+        Reply::Created { pid } => Ok(Started {
+            pid: Pid::from_raw(pid).ok_or(Error::Gone)?,
+            console: fds.into_iter().next(),
+        }),
+        Reply::Ok => Err(Error::Io(io::Error::other(
+            "worker did not name the new process",
+        ))),
     }
 }
 
@@ -206,19 +261,41 @@ impl Engine for Zygote {
         target: &Target,
         stdio: [Option<OwnedFd>; 3],
         options: CreateOptions,
-    ) -> Result<Pid, Error> {
+    ) -> Result<Started, Error> {
         let fds: Vec<_> = stdio.iter().flatten().map(AsFd::as_fd).collect();
         let request = Request::Create {
             target: target.clone(),
             stdio: [stdio[0].is_some(), stdio[1].is_some(), stdio[2].is_some()],
             options,
         };
-        match self.call(&request, &fds)? {
-            Reply::Created { pid } => Pid::from_raw(pid).ok_or(Error::Gone),
-            Reply::Ok => Err(Error::Io(io::Error::other(
-                "worker did not name the container's process",
-            ))),
-        }
+        started(self.call(&request, &fds)?)
+    }
+
+    fn exec(
+        &self,
+        target: &Target,
+        spec: &ExecSpec<'_>,
+        stdio: [Option<OwnedFd>; 3],
+    ) -> Result<Started, Error> {
+        let request = Request::Exec {
+            target: target.clone(),
+            exec: ExecRequest {
+                init: spec.init.as_raw_nonzero().get(),
+                cgroup: spec.cgroup.to_owned(),
+                stdio: [stdio[0].is_some(), stdio[1].is_some(), stdio[2].is_some()],
+            },
+        };
+        // Arguments and variables may be larger than a message.
+        let mut process = File::from(
+            rustix::fs::memfd_create("process", MemfdFlags::CLOEXEC).map_err(io::Error::from)?,
+        );
+        process.write_all(spec.process)?;
+        process.rewind()?;
+        let fds: Vec<_> = [process.as_fd(), spec.init_pidfd]
+            .into_iter()
+            .chain(stdio.iter().flatten().map(AsFd::as_fd))
+            .collect();
+        started(self.call(&request, &fds)?)
     }
 
     fn start(&self, target: &Target) -> Result<(), Error> {

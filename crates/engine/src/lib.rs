@@ -10,6 +10,8 @@
 pub mod adapt;
 pub mod cgroup;
 mod client;
+mod console;
+mod exec;
 pub mod mountpoint;
 mod program;
 pub mod protocol;
@@ -18,5 +20,5 @@ pub mod spec;
 mod worker;
 pub mod zygote;
 
-pub use client::{Engine, Error, ZYGOTE_ARG, Zygote};
+pub use client::{Engine, Error, ExecSpec, Started, ZYGOTE_ARG, Zygote};
 pub use protocol::{CreateOptions, FailureKind, HookPhase, Target};

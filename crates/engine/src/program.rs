@@ -52,12 +52,16 @@ fn find(spec: &Spec) -> Result<(PathBuf, Vec<String>), String> {
         .iter()
         .flatten()
         .find_map(|e| e.strip_prefix("PATH="));
-    let path = look_up(name, search.unwrap_or(DEFAULT_PATH)).map_err(|e| match e.kind() {
+    Ok((named(name, search)?, args))
+}
+
+/// The program that a name means, as `PATH` has it; or why there is none.
+pub(crate) fn named(name: &str, search: Option<&str>) -> Result<PathBuf, String> {
+    look_up(name, search.unwrap_or(DEFAULT_PATH)).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => format!("exec: \"{name}\": executable file not found in $PATH"),
         io::ErrorKind::PermissionDenied => format!("exec: \"{name}\": permission denied"),
         _ => format!("exec: \"{name}\": {e}"),
-    })?;
-    Ok((path, args))
+    })
 }
 
 /// The program's file: as named if the name has a slash, else the first in the

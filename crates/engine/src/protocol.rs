@@ -47,6 +47,15 @@ pub enum Request {
         /// How it is made.
         options: CreateOptions,
     },
+    /// Run another process in a running container. The file descriptors are
+    /// the process's JSON, a pidfd of the container's first process, then
+    /// stdin, stdout and stderr as far as `stdio` says.
+    Exec {
+        /// The container.
+        target: Target,
+        /// What to run where.
+        exec: ExecRequest,
+    },
     /// Let the program of a created container start.
     Start {
         /// The container.
@@ -81,6 +90,17 @@ pub enum Request {
     },
 }
 
+/// Where an exec'd process is to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// The container's first process, whose namespaces are joined.
+    pub init: i32,
+    /// The container's cgroup path.
+    pub cgroup: PathBuf,
+    /// Which of the three streams are passed; the others are `/dev/null`.
+    pub stdio: [bool; 3],
+}
+
 /// Hooks that run outside of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HookPhase {
@@ -109,7 +129,8 @@ pub enum Answer {
 /// A worker's result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// The container's first process.
+    /// A new process: the container's first, or an exec'd one. If it has a
+    /// terminal, that one's master comes along.
     Created {
         /// Its id, in the shim's pid namespace.
         pid: i32,
@@ -160,6 +181,10 @@ mod tests {
             for request in [
                 Request::Create { target: target.clone(), stdio, options: CreateOptions { no_pivot, no_new_keyring } },
                 Request::Start { target: target.clone() },
+                Request::Exec {
+                    target: target.clone(),
+                    exec: ExecRequest { init: pid, cgroup: target.bundle.clone(), stdio },
+                },
                 Request::Delete { target: target.clone() },
                 Request::Limit { target: target.clone() },
                 Request::Update { target: target.clone(), resources: Box::default() },

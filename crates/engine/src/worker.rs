@@ -17,12 +17,15 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::adapt::adapt;
 use crate::cgroup::{Cgroups, Kind};
+use crate::console::Console;
+use crate::exec;
 use crate::program::Program;
 use crate::protocol::{CreateOptions, Failure, FailureKind, HookPhase, Reply, Request, Target};
 use crate::{mountpoint, resources, spec};
 
 /// Does what the request asks for, in this very process.
-pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure> {
+/// Descriptors may come with the reply.
+pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), Failure> {
     // libcontainer's errors are one general line; the cause is in its log,
     // which its other processes (intermediate, init) write as well.
     let log = Log::install();
@@ -32,15 +35,16 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure>
             stdio,
             options,
         } => create(&target, stdio, fds, options),
-        Request::Start { target } => start(&target),
-        Request::Delete { target } => delete(&target),
-        Request::Limit { target } => limit(&target),
-        Request::Update { target, resources } => update(&target, *resources),
+        Request::Exec { target, exec } => exec::run(&target, &exec, fds),
+        Request::Start { target } => start(&target).map(alone),
+        Request::Delete { target } => delete(&target).map(alone),
+        Request::Limit { target } => limit(&target).map(alone),
+        Request::Update { target, resources } => update(&target, *resources).map(alone),
         Request::Hooks {
             target,
             phases,
             pid,
-        } => hooks(&target, &phases, pid),
+        } => hooks(&target, &phases, pid).map(alone),
     };
     result.map_err(|mut failure| {
         if let Some(cause) = log.and_then(Log::first_error)
@@ -52,12 +56,16 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure>
     })
 }
 
+fn alone(reply: Reply) -> (Reply, Vec<OwnedFd>) {
+    (reply, Vec::new())
+}
+
 fn create(
     target: &Target,
     stdio: [bool; 3],
     fds: Vec<OwnedFd>,
     options: CreateOptions,
-) -> Result<Reply, Failure> {
+) -> Result<(Reply, Vec<OwnedFd>), Failure> {
     let mut spec = spec::load(&target.bundle).map_err(spec_failure)?;
     let cgroups = cgroups_of(&spec)?;
     adapt(&mut spec, &target.bundle, &cgroups).map_err(spec_failure)?;
@@ -96,6 +104,14 @@ fn create(
     {
         builder = builder.with_stderr(fd);
     }
+    let console = spec::terminal(&spec)
+        .then(|| Console::listen(&target.root))
+        .transpose()
+        .map_err(|e| Failure {
+            kind: FailureKind::Other,
+            message: format!("cannot wait for the container's terminal: {e}"),
+        })?;
+    builder = builder.with_console_socket(console.as_ref().map(Console::path));
     let container = builder
         .as_init(&bundle)
         .with_systemd(false)
@@ -103,13 +119,21 @@ fn create(
         .with_no_pivot(options.no_pivot)
         .build()
         .map_err(|e| libcontainer_failure(&e))?;
-    container
-        .pid()
-        .map(|pid| Reply::Created { pid: pid.as_raw() })
-        .ok_or_else(|| Failure {
+    let pid = container.pid().ok_or_else(|| Failure {
+        kind: FailureKind::Other,
+        message: "libcontainer made a container without a process".to_owned(),
+    })?;
+    let console = console
+        .map(Console::receive)
+        .transpose()
+        .map_err(|e| Failure {
             kind: FailureKind::Other,
-            message: "libcontainer made a container without a process".to_owned(),
-        })
+            message: format!("the container's terminal did not come: {e}"),
+        })?;
+    Ok((
+        Reply::Created { pid: pid.as_raw() },
+        console.into_iter().collect(),
+    ))
 }
 
 /// The worker joins `name=systemd` and, on a hybrid machine, the unified
@@ -236,7 +260,7 @@ fn libcontainer_failure(error: &LibcontainerError) -> Failure {
     failure(kind, error)
 }
 
-fn failure(kind: FailureKind, error: &dyn StdError) -> Failure {
+pub(crate) fn failure(kind: FailureKind, error: &dyn StdError) -> Failure {
     Failure {
         kind,
         message: chain(error),

@@ -99,8 +99,12 @@ fn start(socket: &mut OwnedFd, data: &[u8], mut fds: Vec<OwnedFd>) -> io::Result
             if let Ok(null) = File::open("/dev/null") {
                 let _ = rustix::io::dup3(&null, socket, DupFlags::CLOEXEC);
             }
-            let answer = Answer::Reply(worker::run(request, fds));
-            process::exit_now(if send(&call, &answer).is_ok() { 0 } else { 1 })
+            let (result, fds) = match worker::run(request, fds) {
+                Ok((reply, fds)) => (Ok(reply), fds),
+                Err(failure) => (Err(failure), Vec::new()),
+            };
+            let sent = send(&call, &Answer::Reply(result), &fds);
+            process::exit_now(if sent.is_ok() { 0 } else { 1 })
         }
         Fork::Parent(pid) => Ok(Some(Worker {
             pidfd: process::pidfd_open(pid)?,
@@ -112,10 +116,11 @@ fn start(socket: &mut OwnedFd, data: &[u8], mut fds: Vec<OwnedFd>) -> io::Result
 fn finish(worker: Worker) {
     let status = process::wait(worker.pidfd.as_fd()).map_or(255, |ExitCode(code)| code);
     // The caller may have given up; then nobody wants to know.
-    let _ = send(&worker.call, &Answer::Done { status });
+    let _ = send(&worker.call, &Answer::Done { status }, &[]);
 }
 
-fn send(call: &OwnedFd, answer: &Answer) -> io::Result<()> {
+fn send(call: &OwnedFd, answer: &Answer, fds: &[OwnedFd]) -> io::Result<()> {
     let data = serde_json::to_vec(answer)?;
-    scm::send(call.as_fd(), &data, &[])
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    scm::send(call.as_fd(), &data, &fds)
 }

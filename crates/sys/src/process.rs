@@ -1,5 +1,6 @@
 //! Processes: fork, signals, exits, and the sealed copy of our own executable.
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -87,6 +88,16 @@ pub fn reap(pid: Pid) -> io::Result<Option<ExitCode>> {
     )
 }
 
+/// Waits for a child by its id, and reaps it.
+///
+/// # Errors
+///
+/// As [`try_wait`].
+pub fn wait_for(pid: Pid) -> io::Result<ExitCode> {
+    wait_with(WaitId::Pid(pid), WaitIdOptions::EXITED)?
+        .ok_or_else(|| io::Error::other("waitid answered without a status"))
+}
+
 /// The id of some child that has ended and is not reaped yet. It stays so.
 ///
 /// # Errors
@@ -160,6 +171,86 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Gives every signal its default effect and blocks none, for a program to be
+/// executed: what is ignored stays so across `execve`.
+///
+/// # Errors
+///
+/// What sigprocmask(2) says.
+pub fn default_signals() -> io::Result<()> {
+    // The kernel's `struct sigaction` for SIG_DFL: zeros, with room to spare.
+    let default = [0u64; 8];
+    for signal in 1..=64 as libc::c_long {
+        // SAFETY: the action is readable for more than the kernel reads, and
+        // no old one is asked for. The system call and not libc's function,
+        // which refuses 32 and 33; SIGKILL and SIGSTOP fail and need nothing.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                8,
+            );
+        }
+    }
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initializes the set before sigprocmask reads it, and
+    // no old mask is asked for.
+    let rc = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sets `CLOEXEC` on every open descriptor from this number on.
+///
+/// # Errors
+///
+/// What close_range(2) says.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: with this flag close_range(2) changes descriptors' flags only;
+    // no descriptor is closed under an owner's feet.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Becomes another program, with exactly these arguments and variables. Comes
+/// back only with an error.
+#[must_use]
+pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
+    let list = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
+    };
+    let (args, env) = (list(args), list(env));
+    // SAFETY: the path and all strings end with a NUL and outlive the call,
+    // and both lists end with a null.
+    unsafe {
+        libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr());
+    }
+    io::Error::last_os_error()
 }
 
 /// A sealed copy of the running executable, to be executed as
@@ -266,6 +357,12 @@ mod tests {
         // The test runner itself has threads.
         let err = fork().unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error() {
+        let error = execve(c"/nonexistent", &[c"x".to_owned()], &[]);
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
     }
 
     #[test]

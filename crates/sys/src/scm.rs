@@ -132,6 +132,33 @@ pub fn recv(sock: BorrowedFd<'_>, max: usize) -> io::Result<Option<(Vec<u8>, Vec
     Ok(Some((data, fds)))
 }
 
+/// Reads once from a stream socket and returns the descriptors that came along; the data, at most
+/// 4 KiB, is dropped.
+///
+/// # Errors
+///
+/// What `recvmsg(2)` answers.
+pub fn recv_stream(sock: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    let mut data = [0u8; 4096];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    retry_on_intr(|| {
+        rustix::net::recvmsg(
+            sock,
+            &mut [IoSliceMut::new(&mut data)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })?;
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    Ok(fds)
+}
+
 /// Waits until `sock` can be read (a message or the end), until one of `wakes` can be read, or
 /// until `timeout` has passed; says which.
 ///
@@ -207,6 +234,15 @@ mod tests {
         let mut text = String::new();
         got.read_to_string(&mut text).expect("read");
         assert_eq!(text, "inside");
+    }
+
+    #[test]
+    fn descriptors_come_over_a_stream_too() {
+        let (a, b) = std::os::unix::net::UnixStream::pair().expect("pair");
+        send(a.as_fd(), b"name", &[a.as_fd()]).expect("send");
+        assert_eq!(recv_stream(b.as_fd()).expect("recv").len(), 1);
+        drop(a);
+        assert!(recv_stream(b.as_fd()).expect("end").is_empty());
     }
 
     #[test]
