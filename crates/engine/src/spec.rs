@@ -198,6 +198,36 @@ pub fn user(spec: &Spec) -> (u32, u32) {
         .map_or((0, 0), |p| (p.user().uid(), p.user().gid()))
 }
 
+/// What a user and a group of the container are outside of it. Who is not
+/// mapped is left as it is: nobody else could be meant.
+#[must_use]
+pub fn outside(spec: &Spec, (uid, gid): (u32, u32)) -> (u32, u32) {
+    let linux = spec.linux().as_ref();
+    let map = |id: u32, maps: Option<&Vec<oci_spec::runtime::LinuxIdMapping>>| {
+        maps.into_iter()
+            .flatten()
+            .find_map(|m| {
+                let offset = id.checked_sub(m.container_id())?;
+                (offset < m.size()).then(|| m.host_id().checked_add(offset))?
+            })
+            .unwrap_or(id)
+    };
+    (
+        map(uid, linux.and_then(|l| l.uid_mappings().as_ref())),
+        map(gid, linux.and_then(|l| l.gid_mappings().as_ref())),
+    )
+}
+
+/// The first size of the process's terminal, as columns and rows.
+#[must_use]
+pub fn console_size(spec: &Spec) -> Option<(u16, u16)> {
+    let size = spec.process().as_ref()?.console_size()?;
+    Some((
+        u16::try_from(size.width()).ok()?,
+        u16::try_from(size.height()).ok()?,
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,6 +279,23 @@ mod tests {
             .unwrap();
         assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 1);
         assert!(capabilities.effective().as_ref().unwrap().is_empty());
+    }
+
+    #[test]
+    fn ids_are_mapped_as_the_user_namespace_does() {
+        let mapped = spec(
+            r#"{"ociVersion":"1.1.0","linux":{
+                "uidMappings":[{"containerID":0,"hostID":1000,"size":10},{"containerID":10,"hostID":5000,"size":1}],
+                "gidMappings":[{"containerID":0,"hostID":4294967295,"size":10}]}}"#,
+        );
+        assert_eq!(outside(&mapped, (3, 0)), (1003, 4_294_967_295));
+        assert_eq!(
+            outside(&mapped, (10, 5)),
+            (5000, 5),
+            "an overflow maps nobody"
+        );
+        assert_eq!(outside(&mapped, (11, 10)), (11, 10));
+        assert_eq!(outside(&spec(r#"{"ociVersion":"1.1.0"}"#), (3, 4)), (3, 4));
     }
 
     #[test]

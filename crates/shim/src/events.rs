@@ -175,6 +175,27 @@ pub fn exit(
     sink.send(Event::new(topics::TASK_EXIT_EVENT_TOPIC, &event));
 }
 
+/// `/tasks/exec-added`: a process was declared.
+pub fn exec_added(sink: &dyn EventSink, container_id: &str, exec_id: &str) {
+    let event = task::TaskExecAdded {
+        container_id: container_id.to_owned(),
+        exec_id: exec_id.to_owned(),
+        ..Default::default()
+    };
+    sink.send(Event::new(topics::TASK_EXEC_ADDED_EVENT_TOPIC, &event));
+}
+
+/// `/tasks/exec-started`: it runs. Before its exit.
+pub fn exec_started(sink: &dyn EventSink, container_id: &str, exec_id: &str, pid: u32) {
+    let event = task::TaskExecStarted {
+        container_id: container_id.to_owned(),
+        exec_id: exec_id.to_owned(),
+        pid,
+        ..Default::default()
+    };
+    sink.send(Event::new(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event));
+}
+
 /// `/tasks/delete`: the container is gone.
 pub fn delete(
     sink: &dyn EventSink,

@@ -10,11 +10,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cryo_engine::{Started, spec};
 use cryo_sys::process;
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::context::{Context, from_engine, internal};
+use super::process::{self as exec, Exec, ExecRequest, Host, Processes};
 use super::reaper::Hold;
 use super::state::{Exit, Op, Phase, State};
 use super::stdio::{ContainerEnds, Stdio};
@@ -31,7 +34,7 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const PAUSED_FOR_CHECKPOINT: Duration = Duration::from_secs(2);
 
 /// How long Delete waits for output that nobody reads.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long killed processes get to disappear.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -39,7 +42,10 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// How long Delete waits for a killed process.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
 
-type Reply<T> = oneshot::Sender<Result<T, TaskError>>;
+/// How long the container's exit is held back for those of its execs.
+const EXECS_LIMIT: Duration = Duration::from_secs(5);
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, TaskError>>;
 
 /// What State tells.
 #[derive(Debug, Clone, Copy)]
@@ -75,8 +81,17 @@ pub struct CheckpointRequest {
     pub deadline: Option<Instant>,
 }
 
+/// A process of the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// The exec that it was started by.
+    pub exec_id: Option<String>,
+}
+
 #[derive(Debug)]
-enum Command {
+pub(super) enum Command {
     State(Reply<Snapshot>),
     Start(Reply<Pid>),
     Pause(Reply<()>),
@@ -88,17 +103,22 @@ enum Command {
         all: bool,
         reply: Reply<()>,
     },
-    Pids(Reply<Vec<u32>>),
+    Pids(Reply<Vec<Process>>),
     CloseStdin(Reply<()>),
+    Resize((u16, u16), Reply<()>),
+    Exec(String, exec::Request),
+    ExecDone(String, exec::Done),
     Exited(Exit),
+    /// The execs had their time.
+    TellExit,
     Done(Done),
 }
 
 /// The end of an operation that ran beside the actor.
 #[derive(Debug)]
-enum Done {
+pub(super) enum Done {
     Started {
-        result: Result<Option<(Pid, Hold)>, TaskError>,
+        result: Result<Option<(Started, Hold)>, TaskError>,
         reply: Reply<Pid>,
     },
     Switched {
@@ -149,6 +169,8 @@ impl Container {
             paused_at: None,
             held_exit: None,
             oom: None,
+            execs: Processes::default(),
+            deferred: Vec::new(),
             exit: exit_sender,
             outbox: commands.downgrade(),
             context: Arc::clone(&context),
@@ -171,7 +193,10 @@ impl Container {
         &self.context
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, TaskError> {
+    pub(super) async fn ask<T>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, TaskError> {
         let (sender, receiver) = oneshot::channel();
         // A failed send shows as an answer that never comes.
         let _ = self.commands.send(command(sender)).await;
@@ -251,7 +276,7 @@ impl Container {
     /// # Errors
     ///
     /// NotFound once it is deleted.
-    pub async fn pids(&self) -> Result<Vec<u32>, TaskError> {
+    pub async fn pids(&self) -> Result<Vec<Process>, TaskError> {
         self.ask(Command::Pids).await
     }
 
@@ -262,6 +287,34 @@ impl Container {
     /// NotFound once it is deleted.
     pub async fn close_stdin(&self) -> Result<(), TaskError> {
         self.ask(Command::CloseStdin).await
+    }
+
+    /// Sets the size of its terminal.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; without a terminal nothing happens.
+    pub async fn resize(&self, columns: u16, rows: u16) -> Result<(), TaskError> {
+        self.ask(|reply| Command::Resize((columns, rows), reply))
+            .await
+    }
+
+    /// Declares another process; [`Exec::start`] runs it.
+    ///
+    /// # Errors
+    ///
+    /// AlreadyExists, or FailedPrecondition unless the container runs.
+    pub async fn exec(&self, request: ExecRequest) -> Result<(), TaskError> {
+        let id = request.id.clone();
+        let request = Box::new(request);
+        self.ask(|reply| Command::Exec(id, exec::Request::Add(request, reply)))
+            .await
+    }
+
+    /// An exec'd process, should there be one of this id.
+    #[must_use]
+    pub fn process(&self, exec_id: String) -> Exec {
+        Exec::new(self.clone(), exec_id)
     }
 
     /// Waits for its end; answers again and again.
@@ -288,6 +341,13 @@ struct Init {
 }
 
 #[derive(Debug)]
+struct HeldExit {
+    exit: Exit,
+    /// The execs' exits are not waited for any longer.
+    overdue: bool,
+}
+
+#[derive(Debug)]
 struct Actor {
     context: Arc<Context>,
     state: State,
@@ -296,9 +356,12 @@ struct Actor {
     /// The container's ends of its streams, until the restore takes them.
     ends: Option<ContainerEnds>,
     paused_at: Option<Instant>,
-    /// An exit that must not be told before the start, or before the checkpoint
-    /// that caused it, is.
-    held_exit: Option<Exit>,
+    /// An exit that must not be told before the start, before the checkpoint
+    /// that caused it, or before those of the execs, is.
+    held_exit: Option<HeldExit>,
+    execs: Processes,
+    /// What waits for the end of the operation under way.
+    deferred: Vec<Command>,
     /// From the first process to the removal of the cgroups.
     oom: Option<oom::Watch>,
     exit: watch::Sender<Option<Exit>>,
@@ -308,13 +371,34 @@ struct Actor {
 impl Actor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         while let Some(command) = inbox.recv().await {
-            if self.handle(command).await.is_break() {
+            if self.handle(command).is_break() {
                 break;
+            }
+            for command in std::mem::take(&mut self.deferred) {
+                if self.handle(command).is_break() {
+                    return;
+                }
             }
         }
     }
 
-    async fn handle(&mut self, command: Command) -> std::ops::ControlFlow<()> {
+    /// A process that is just entering the cgroups and a freeze do not go
+    /// together: CRIU would find what is half in the container.
+    fn must_wait(&self, command: &Command) -> bool {
+        match command {
+            Command::Exec(_, exec::Request::Start(_)) => {
+                matches!(self.state.busy(), Some(Op::Pause | Op::Checkpoint))
+            }
+            Command::Pause(_) | Command::Checkpoint(..) => self.execs.any_starting(),
+            _ => false,
+        }
+    }
+
+    fn handle(&mut self, command: Command) -> std::ops::ControlFlow<()> {
+        if self.must_wait(&command) {
+            self.deferred.push(command);
+            return std::ops::ControlFlow::Continue(());
+        }
         match command {
             Command::State(reply) => answer(reply, Ok(self.snapshot())),
             Command::Start(reply) => self.start(reply),
@@ -331,7 +415,29 @@ impl Actor {
                 self.stdio.close_stdin();
                 answer(reply, Ok(()));
             }
+            Command::Resize((columns, rows), reply) => {
+                let result = self
+                    .stdio
+                    .resize(columns, rows)
+                    .map_err(|e| TaskError::io("cannot resize the terminal", &e));
+                answer(reply, result);
+            }
+            Command::Exec(id, request) => {
+                let (execs, host) = self.execs();
+                execs.handle(id, request, &host);
+            }
+            Command::ExecDone(id, done) => {
+                let (execs, host) = self.execs();
+                execs.done(&id, done, &host);
+                self.tell_exit();
+            }
             Command::Exited(exit) => self.exited(exit),
+            Command::TellExit => {
+                if let Some(held) = &mut self.held_exit {
+                    held.overdue = true;
+                }
+                self.tell_exit();
+            }
             Command::Done(done) => return self.done(done),
         }
         std::ops::ControlFlow::Continue(())
@@ -343,6 +449,16 @@ impl Actor {
             pausing: self.state.busy() == Some(Op::Pause),
             pid: self.init.as_ref().map(|i| i.pid),
         }
+    }
+
+    fn execs(&mut self) -> (&mut Processes, Host<'_>) {
+        let host = Host {
+            context: &self.context,
+            init: self.init.as_ref().map(|i| (i.pid, &i.pidfd)),
+            phase: self.state.phase(),
+            outbox: &self.outbox,
+        };
+        (&mut self.execs, host)
     }
 
     /// Learns of the end of the container's first process.
@@ -533,40 +649,72 @@ impl Actor {
 
     /// containerd drops a shim that answers an empty list: a container without
     /// processes still has its first one, or 0 while that is not restored yet.
-    fn pids(&self) -> Vec<u32> {
+    fn pids(&self) -> Vec<Process> {
         let mut pids = self.context.cgroups.pids().unwrap_or_default();
         if pids.is_empty() {
-            pids.push(
-                self.init
-                    .as_ref()
-                    .map_or(0, |i| i.pid.as_raw_nonzero().get().unsigned_abs()),
-            );
+            pids.push(self.init.as_ref().map_or(0, |i| raw(i.pid)));
         }
-        pids
+        pids.into_iter()
+            .map(|pid| Process {
+                pid,
+                exec_id: self.execs.id_of(pid).map(str::to_owned),
+            })
+            .collect()
     }
 
     fn exited(&mut self, exit: Exit) {
         self.state.exited(exit);
-        if matches!(self.state.busy(), Some(Op::Start | Op::Checkpoint)) {
-            self.held_exit = Some(exit);
-        } else {
-            self.tell_exit(exit);
+        self.held_exit = Some(HeldExit {
+            exit,
+            overdue: false,
+        });
+        self.end_the_rest();
+        if self.execs.any_alive() {
+            let outbox = self.outbox.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(EXECS_LIMIT).await;
+                if let Some(outbox) = outbox.upgrade() {
+                    let _ = outbox.send(Command::TellExit).await;
+                }
+            });
         }
+        self.tell_exit();
     }
 
-    fn tell_exit(&self, exit: Exit) {
+    /// The kernel ends the other processes together with the first one only if
+    /// that was the first of its pid namespace too.
+    fn end_the_rest(&self) {
+        if spec::namespace(&self.context.spec, LinuxNamespaceType::Pid) == spec::Namespace::New {
+            return;
+        }
+        let context = Arc::clone(&self.context);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = context.cgroups.kill(EXIT_LIMIT) {
+                tracing::warn!(%error, id = context.id(), "processes outlive the container's first");
+            }
+        });
+    }
+
+    /// Tells the exit that is held, unless something has to be told before.
+    fn tell_exit(&mut self) {
+        let Some(held) = &self.held_exit else {
+            return;
+        };
+        if matches!(self.state.busy(), Some(Op::Start | Op::Checkpoint))
+            || (self.execs.any_alive() && !held.overdue)
+        {
+            return;
+        }
+        let exit = held.exit;
+        self.held_exit = None;
         if let Some(oom) = &self.oom {
             oom.check();
         }
-        let pid = self
-            .init
-            .as_ref()
-            .map_or(0, |i| i.pid.as_raw_nonzero().get().unsigned_abs());
         events::exit(
             &*self.context.shared.events,
             self.context.id(),
             self.context.id(),
-            pid,
+            self.init.as_ref().map_or(0, |i| raw(i.pid)),
             exit.status,
             exit.at,
         );
@@ -578,9 +726,14 @@ impl Actor {
         match done {
             Done::Started { result, reply } => {
                 let result = result.and_then(|restored| {
-                    if let Some((pid, _hold)) = restored {
-                        self.watch(pid)?;
+                    if let Some((restored, _hold)) = restored {
+                        self.watch(restored.pid)?;
                         self.ends = None;
+                        if let Some(master) = restored.console {
+                            self.stdio
+                                .attach(master)
+                                .map_err(|e| TaskError::io("cannot use the terminal", &e))?;
+                        }
                     }
                     self.init.as_ref().map(|i| i.pid).ok_or_else(|| {
                         TaskError::Internal("the container has no first process".to_owned())
@@ -594,9 +747,7 @@ impl Actor {
                     }
                 }
                 answer(reply, result);
-                if let Some(exit) = self.held_exit.take() {
-                    self.tell_exit(exit);
-                }
+                self.tell_exit();
             }
             Done::Switched { result, reply } => {
                 let pausing = self.state.busy() == Some(Op::Pause);
@@ -620,15 +771,13 @@ impl Actor {
                 }
                 self.state.end(result.is_ok());
                 answer(reply, result);
-                if let Some(exit) = self.held_exit.take() {
-                    self.tell_exit(exit);
-                }
+                self.tell_exit();
                 if abandoned && self.state.phase() == Phase::Paused {
                     tracing::warn!(
                         id = self.context.id(),
                         "the checkpoint's client is late: resuming for it"
                     );
-                    self.switch(Op::Resume, oneshot::channel().0);
+                    self.switch(Op::Resume, exec::unheard());
                 }
             }
             Done::Deleted { result, reply } => {
@@ -662,7 +811,7 @@ impl Actor {
     }
 }
 
-fn answer<T>(reply: Reply<T>, result: Result<T, TaskError>) {
+pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, TaskError>) {
     // The client may have given up.
     let _ = reply.send(result);
 }

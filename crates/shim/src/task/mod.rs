@@ -9,6 +9,7 @@ pub mod delete;
 mod failures;
 mod kill;
 pub mod oom;
+pub mod process;
 pub mod reaper;
 pub mod restore;
 mod rootfs;

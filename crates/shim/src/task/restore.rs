@@ -8,7 +8,7 @@ use std::time::Duration;
 use cryo_checkpoint::image_dir::{self, ImageDir};
 use cryo_criu::request::{EXTERNAL_NETNS, EXTERNAL_PIDNS, JoinKind, JoinNs, NetworkLockMethod};
 use cryo_criu::{Bind, Control, Event, External, MountPlan, Refusal, RestoreOptions};
-use cryo_engine::{HookPhase, mountpoint, spec};
+use cryo_engine::{HookPhase, Started, mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
 
@@ -21,13 +21,13 @@ use crate::rpc::TaskError;
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Restores the container from `context.checkpoint` and answers its first
-/// process, a child of this one. Blocks.
+/// process, a child of this one, with its terminal if it has one. Blocks.
 ///
 /// # Errors
 ///
 /// FailedPrecondition when the checkpoint is not whole or does not fit, else
 /// the cause. Then nothing of the container runs, and its cgroups are gone.
-pub fn run(context: &Context, ends: ContainerEnds) -> Result<Pid, TaskError> {
+pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError> {
     let criu = criu::find(context)?;
     let images = open_images(context)?;
     mountpoint::make_all(&context.record.rootfs(), &context.spec).map_err(internal)?;
@@ -69,8 +69,13 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Pid, TaskError> {
     };
     options.inherit_fds.extend(streams(&images, ends)?);
 
-    let mut notify = |event: &Event, _: Option<OwnedFd>| match event {
+    let mut console = None;
+    let mut notify = |event: &Event, fd: Option<OwnedFd>| match event {
         Event::SetupNamespaces { pid } => set_up(context, *pid).map_err(|e| Refusal(e.to_string())),
+        Event::OrphanPtsMaster => {
+            console = fd;
+            Ok(())
+        }
         _ => Ok(()),
     };
     let restored = criu
@@ -90,7 +95,7 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Pid, TaskError> {
         work.hand_over(&to, &["restore.log", "stats-restore"])?;
     }
     half_done.done();
-    Ok(pid)
+    Ok(Started { pid, console })
 }
 
 /// Kills what there is of a restore that failed.

@@ -19,14 +19,15 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::container::{CheckpointRequest, Container, raw};
 use super::context::{Context, Record, Shared, from_engine, from_spec, internal, state_dir};
+use super::process::{Exec, ExecRequest};
 use super::rootfs;
-use super::state::Phase;
+use super::state::{Exit, Phase};
 use super::stdio::{Paths, Stdio};
 use super::{stats, update};
 use crate::bootstrap;
 use crate::events::{self, timestamp};
 use crate::options::RuntimeOptions;
-use crate::rpc::{TaskError, guarded, unimplemented};
+use crate::rpc::{TaskError, guarded};
 
 #[derive(Debug)]
 enum Slot {
@@ -40,6 +41,12 @@ struct Containers {
     slots: HashMap<String, Slot>,
     /// Shutdown was asked for while there were containers.
     shutdown: bool,
+}
+
+/// What a request with an optional exec id is about.
+enum Either {
+    Init(Container),
+    Exec(Exec, Container),
 }
 
 /// The service.
@@ -72,17 +79,24 @@ impl Service {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, id: &str, exec_id: &str) -> Result<Container, TaskError> {
+    fn find(&self, id: &str) -> Result<Container, TaskError> {
         match self.lock().slots.get(id) {
             None => Err(TaskError::NotFound(format!("container {id} not created"))),
             Some(Slot::Creating) => Err(TaskError::Unavailable(format!(
                 "container {id} is being created; try again"
             ))),
-            Some(Slot::Ready(_)) if !exec_id.is_empty() => Err(TaskError::NotFound(format!(
-                "process does not exist: {exec_id} of container {id}"
-            ))),
             Some(Slot::Ready(container)) => Ok(container.clone()),
         }
+    }
+
+    /// A process: the container's first one if no exec is named.
+    fn process(&self, id: &str, exec_id: &str) -> Result<Either, TaskError> {
+        let container = self.find(id)?;
+        Ok(if exec_id.is_empty() {
+            Either::Init(container)
+        } else {
+            Either::Exec(container.process(exec_id.to_owned()), container)
+        })
     }
 
     fn remove(&self, id: &str) {
@@ -166,14 +180,22 @@ impl Service {
             no_pivot: context.options.no_pivot_root,
             no_new_keyring: context.options.no_new_keyring,
         };
-        let owner = context.options.stdio_owner(spec::user(&context.spec));
-        let (stdio, ends) = Stdio::open(&context.paths, owner)?;
+        let (mut stdio, ends) = if spec::terminal(&context.spec) {
+            (
+                Stdio::open_for_terminal(&context.paths)?,
+                [const { None }; 3],
+            )
+        } else {
+            let user = spec::outside(&context.spec, spec::user(&context.spec));
+            let owner = context.options.stdio_owner(user);
+            Stdio::open(&context.paths, owner)?
+        };
         if context.checkpoint.is_some() {
             return Container::adopt(Arc::clone(context), stdio, ends, None);
         }
         let hold = self.shared.reaper.hold();
         let maker = Arc::clone(context);
-        let (pid, hold) = blocking(move || {
+        let (started, hold) = blocking(move || {
             let engine = &maker.shared.engine;
             Ok((
                 engine
@@ -183,8 +205,19 @@ impl Service {
             ))
         })
         .await?;
-        let container =
-            Container::adopt(Arc::clone(context), stdio, [const { None }; 3], Some(pid));
+        if let Some(master) = started.console {
+            let no_terminal = |e| TaskError::io("cannot use the container's terminal", &e);
+            stdio.attach(master).map_err(no_terminal)?;
+            if let Some((columns, rows)) = spec::console_size(&context.spec) {
+                stdio.resize(columns, rows).map_err(no_terminal)?;
+            }
+        }
+        let container = Container::adopt(
+            Arc::clone(context),
+            stdio,
+            [const { None }; 3],
+            Some(started.pid),
+        );
         drop(hold);
         container
     }
@@ -201,11 +234,6 @@ fn prepare(
     mounts: &[api::Mount],
 ) -> Result<Context, TaskError> {
     let spec = spec::load(&bundle).map_err(from_spec)?;
-    if spec::terminal(&spec) {
-        return Err(TaskError::Unimplemented(
-            "terminals are not implemented by cryo yet: run the container without one".to_owned(),
-        ));
-    }
     let group = std::fs::read(bundle.join("config.json"))
         .map_err(|e| TaskError::io("cannot read config.json", &e))
         .and_then(|json| {
@@ -265,7 +293,7 @@ fn check_id(id: &str) -> Result<(), TaskError> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '+');
     if id.is_empty() || id.len() > 255 || id == "." || id == ".." || !id.chars().all(fine) {
         return Err(TaskError::InvalidArgument(format!(
-            "container id {id:?} is not usable: letters, digits and _.+- are allowed, 255 at most"
+            "id {id:?} is not usable: letters, digits and _.+- are allowed, 255 at most"
         )));
     }
     Ok(())
@@ -317,6 +345,38 @@ fn checkpoint_request(
     })
 }
 
+fn exec_request(request: api::ExecProcessRequest) -> Result<ExecRequest, TaskError> {
+    check_id(&request.exec_id)?;
+    let wrong = |e: &dyn std::fmt::Display| {
+        TaskError::InvalidArgument(format!("the process to exec cannot be decoded: {e}"))
+    };
+    let spec = request.spec.into_option().unwrap_or_default();
+    let mut process: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&spec.value).map_err(|e| wrong(&e))?;
+    // The request decides, not what the specification was copied from.
+    process.insert("terminal".to_owned(), request.terminal.into());
+    Ok(ExecRequest {
+        process: serde_json::to_vec(&process).map_err(|e| wrong(&e))?,
+        id: request.exec_id,
+        paths: Paths {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        },
+        terminal: request.terminal,
+    })
+}
+
+/// What tells clients which process is whose.
+fn details(exec_id: String) -> Option<Any> {
+    let mut details = oci::ProcessDetails::new();
+    details.exec_id = exec_id;
+    let mut any = Any::new();
+    any.type_url = "containerd.runc.v1.ProcessDetails".to_owned();
+    any.value = details.write_to_bytes().ok()?;
+    Some(any)
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
 ) -> Result<T, TaskError> {
@@ -334,23 +394,50 @@ impl Task for Service {
     ) -> ttrpc::Result<api::StateResponse> {
         let service = self.clone();
         guarded("State", async move {
-            let container = service.find(&req.id, &req.exec_id)?;
+            let (container, exec) = match service.process(&req.id, &req.exec_id)? {
+                Either::Init(container) => (container, None),
+                Either::Exec(exec, container) => (container, Some(exec.state().await?)),
+            };
             let snapshot = container.state().await?;
+            let context = container.context();
             let mut answer = api::StateResponse::new();
-            answer.id = req.id;
-            answer.bundle = path_text(&container.context().record.bundle);
-            answer.pid = snapshot.pid.map_or(0, raw);
-            answer.stdin = container.context().paths.stdin.clone();
-            answer.stdout = container.context().paths.stdout.clone();
-            answer.stderr = container.context().paths.stderr.clone();
-            answer.status = EnumOrUnknown::new(match snapshot.phase {
-                _ if snapshot.pausing => api::Status::PAUSING,
-                Phase::Prepared | Phase::Created => api::Status::CREATED,
-                Phase::Running => api::Status::RUNNING,
-                Phase::Paused => api::Status::PAUSED,
-                Phase::Stopped(_) => api::Status::STOPPED,
-            });
-            if let Phase::Stopped(exit) = snapshot.phase {
+            answer.bundle = path_text(&context.record.bundle);
+            let frozen = match snapshot.phase {
+                _ if snapshot.pausing => Some(api::Status::PAUSING),
+                Phase::Paused => Some(api::Status::PAUSED),
+                _ => None,
+            };
+            let (id, pid, paths, status, exit) = match exec {
+                None => {
+                    answer.terminal = spec::terminal(&context.spec);
+                    let (status, exit) = match snapshot.phase {
+                        Phase::Prepared | Phase::Created => (api::Status::CREATED, None),
+                        Phase::Running | Phase::Paused => (api::Status::RUNNING, None),
+                        Phase::Stopped(exit) => (api::Status::STOPPED, Some(exit)),
+                    };
+                    (req.id, snapshot.pid, context.paths.clone(), status, exit)
+                }
+                Some(exec) => {
+                    answer.terminal = exec.terminal;
+                    let status = match (exec.pid, exec.exit) {
+                        (_, Some(_)) => api::Status::STOPPED,
+                        (Some(_), None) => api::Status::RUNNING,
+                        (None, None) => api::Status::CREATED,
+                    };
+                    answer.exec_id.clone_from(&req.exec_id);
+                    (req.exec_id, exec.pid, exec.paths, status, exec.exit)
+                }
+            };
+            answer.id = id;
+            answer.pid = pid.map_or(0, raw);
+            answer.stdin = paths.stdin;
+            answer.stdout = paths.stdout;
+            answer.stderr = paths.stderr;
+            let status = frozen
+                .filter(|_| status == api::Status::RUNNING)
+                .unwrap_or(status);
+            answer.status = EnumOrUnknown::new(status);
+            if let Some(exit) = exit {
                 answer.exit_status = exit.status;
                 answer.exited_at = Some(timestamp(exit.at)).into();
             }
@@ -381,7 +468,10 @@ impl Task for Service {
         let service = self.clone();
         guarded("Start", async move {
             let mut answer = api::StartResponse::new();
-            answer.pid = raw(service.find(&req.id, &req.exec_id)?.start().await?);
+            answer.pid = raw(match service.process(&req.id, &req.exec_id)? {
+                Either::Init(container) => container.start().await?,
+                Either::Exec(exec, _) => exec.start().await?,
+            });
             Ok::<_, TaskError>(answer)
         })
         .await
@@ -394,10 +484,15 @@ impl Task for Service {
     ) -> ttrpc::Result<api::DeleteResponse> {
         let service = self.clone();
         guarded("Delete", async move {
-            let container = service.find(&req.id, &req.exec_id)?;
-            let pid = container.state().await?.pid.map_or(0, raw);
-            let exit = container.delete().await?;
-            service.remove(&req.id);
+            let (pid, exit) = match service.process(&req.id, &req.exec_id)? {
+                Either::Init(container) => {
+                    let pid = container.state().await?.pid.map_or(0, raw);
+                    let exit = container.delete().await?;
+                    service.remove(&req.id);
+                    (pid, exit)
+                }
+                Either::Exec(exec, _) => exec.delete().await?,
+            };
             let mut answer = api::DeleteResponse::new();
             answer.pid = pid;
             answer.exit_status = exit.status;
@@ -414,13 +509,14 @@ impl Task for Service {
     ) -> ttrpc::Result<api::PidsResponse> {
         let service = self.clone();
         guarded("Pids", async move {
-            let pids = service.find(&req.id, "")?.pids().await?;
+            let pids = service.find(&req.id)?.pids().await?;
             let mut answer = api::PidsResponse::new();
             answer.processes = pids
                 .into_iter()
-                .map(|pid| {
+                .map(|found| {
                     let mut process = api::ProcessInfo::new();
-                    process.pid = pid;
+                    process.pid = found.pid;
+                    process.info = found.exec_id.and_then(details).into();
                     process
                 })
                 .collect();
@@ -432,7 +528,7 @@ impl Task for Service {
     async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<Empty> {
         let service = self.clone();
         guarded("Pause", async move {
-            service.find(&req.id, "")?.pause().await?;
+            service.find(&req.id)?.pause().await?;
             Ok::<_, TaskError>(Empty::new())
         })
         .await
@@ -441,7 +537,7 @@ impl Task for Service {
     async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<Empty> {
         let service = self.clone();
         guarded("Resume", async move {
-            service.find(&req.id, "")?.resume().await?;
+            service.find(&req.id)?.resume().await?;
             Ok::<_, TaskError>(Empty::new())
         })
         .await
@@ -456,7 +552,7 @@ impl Task for Service {
         let timeout_nano = ctx.timeout_nano;
         guarded("Checkpoint", async move {
             let request = checkpoint_request(&req, timeout_nano)?;
-            service.find(&req.id, "")?.checkpoint(request).await?;
+            service.find(&req.id)?.checkpoint(request).await?;
             Ok::<_, TaskError>(Empty::new())
         })
         .await
@@ -468,29 +564,57 @@ impl Task for Service {
             let signal = i32::try_from(req.signal).map_err(|_| {
                 TaskError::InvalidArgument(format!("there is no signal {}", req.signal))
             })?;
-            service
-                .find(&req.id, &req.exec_id)?
-                .kill(signal, req.all)
-                .await?;
+            match service.process(&req.id, &req.exec_id)? {
+                Either::Init(container) => container.kill(signal, req.all).await?,
+                Either::Exec(exec, _) => exec.kill(signal).await?,
+            }
             Ok::<_, TaskError>(Empty::new())
         })
         .await
     }
 
-    async fn exec(&self, _: &TtrpcContext, _: api::ExecProcessRequest) -> ttrpc::Result<Empty> {
-        unimplemented("Exec")
+    async fn exec(&self, _: &TtrpcContext, req: api::ExecProcessRequest) -> ttrpc::Result<Empty> {
+        let service = self.clone();
+        guarded("Exec", async move {
+            let container = service.find(&req.id)?;
+            container.exec(exec_request(req)?).await?;
+            Ok::<_, TaskError>(Empty::new())
+        })
+        .await
     }
 
-    async fn resize_pty(&self, _: &TtrpcContext, _: api::ResizePtyRequest) -> ttrpc::Result<Empty> {
-        unimplemented("ResizePty")
+    async fn resize_pty(
+        &self,
+        _: &TtrpcContext,
+        req: api::ResizePtyRequest,
+    ) -> ttrpc::Result<Empty> {
+        let service = self.clone();
+        guarded("ResizePty", async move {
+            let (Ok(columns), Ok(rows)) = (u16::try_from(req.width), u16::try_from(req.height))
+            else {
+                return Err(TaskError::InvalidArgument(format!(
+                    "no terminal is {} wide and {} high",
+                    req.width, req.height
+                )));
+            };
+            match service.process(&req.id, &req.exec_id)? {
+                Either::Init(container) => container.resize(columns, rows).await?,
+                Either::Exec(exec, _) => exec.resize(columns, rows).await?,
+            }
+            Ok::<_, TaskError>(Empty::new())
+        })
+        .await
     }
 
     async fn close_io(&self, _: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<Empty> {
         let service = self.clone();
         guarded("CloseIO", async move {
-            let container = service.find(&req.id, &req.exec_id)?;
+            let process = service.process(&req.id, &req.exec_id)?;
             if req.stdin {
-                container.close_stdin().await?;
+                match process {
+                    Either::Init(container) => container.close_stdin().await?,
+                    Either::Exec(exec, _) => exec.close_stdin().await?,
+                }
             }
             Ok::<_, TaskError>(Empty::new())
         })
@@ -500,7 +624,7 @@ impl Task for Service {
     async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let service = self.clone();
         guarded("Update", async move {
-            let container = service.find(&req.id, "")?;
+            let container = service.find(&req.id)?;
             let resources = update::resources(req.resources.as_ref())?;
             update::check(container.state().await?.phase)?;
             blocking(move || update::run(container.context(), &resources)).await?;
@@ -515,8 +639,10 @@ impl Task for Service {
         req: api::WaitRequest,
     ) -> ttrpc::Result<api::WaitResponse> {
         // Not guarded: it changes nothing, and ends when its client goes.
-        let container = self.find(&req.id, &req.exec_id)?;
-        let exit = container.wait().await?;
+        let exit: Exit = match self.process(&req.id, &req.exec_id)? {
+            Either::Init(container) => container.wait().await?,
+            Either::Exec(exec, _) => exec.wait().await?,
+        };
         let mut answer = api::WaitResponse::new();
         answer.exit_status = exit.status;
         answer.exited_at = Some(timestamp(exit.at)).into();
@@ -530,7 +656,7 @@ impl Task for Service {
     ) -> ttrpc::Result<api::StatsResponse> {
         let service = self.clone();
         guarded("Stats", async move {
-            let container = service.find(&req.id, "")?;
+            let container = service.find(&req.id)?;
             let metrics = blocking(move || stats::read(&container.context().cgroups)).await?;
             let mut answer = api::StatsResponse::new();
             answer.stats = Some(metrics).into();
@@ -550,7 +676,7 @@ impl Task for Service {
             answer.version = env!("CARGO_PKG_VERSION").to_owned();
             answer.shim_pid = std::process::id();
             // Never fails: containerd would take the shim for dead.
-            if let Ok(container) = service.find(&req.id, "")
+            if let Ok(container) = service.find(&req.id)
                 && let Ok(snapshot) = container.state().await
             {
                 answer.task_pid = snapshot.pid.map_or(0, raw);

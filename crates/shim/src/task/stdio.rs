@@ -1,4 +1,5 @@
-//! The container's streams: pipes to the container, fifos to containerd.
+//! The container's streams: pipes or a terminal to the container, fifos or
+//! files to containerd.
 //!
 //! The container gets pipes, not containerd's fifos: CRIU cannot dump a fifo
 //! outside of the container's mount namespace, and a restored container needs
@@ -8,10 +9,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustix::termios::Winsize;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
 
@@ -25,9 +29,9 @@ const BUFFER_BYTES: usize = 32 * 1024;
 pub struct Paths {
     /// stdin's fifo.
     pub stdin: String,
-    /// stdout's fifo.
+    /// stdout's fifo or file.
     pub stdout: String,
-    /// stderr's fifo.
+    /// stderr's fifo or file; a terminal has none.
     pub stderr: String,
 }
 
@@ -42,14 +46,17 @@ pub struct Stdio {
     stdin_hold: Option<pipe::Sender>,
     stdin: Option<tokio::task::AbortHandle>,
     outputs: JoinSet<()>,
+    /// Our ends, until the terminal is there.
+    waiting: Option<(Option<pipe::Receiver>, Sink)>,
+    terminal: Option<Terminal>,
 }
 
 impl Stdio {
-    /// Opens containerd's fifos and starts copying.
+    /// Opens containerd's ends and starts copying between them and pipes.
     ///
     /// # Errors
     ///
-    /// Unimplemented for other things than fifos, else what the file system says.
+    /// Unimplemented for schemes that are not known, else what the file system says.
     pub fn open(paths: &Paths, owner: (u32, u32)) -> Result<(Self, ContainerEnds), TaskError> {
         let mut stdio = Self::default();
         let stdin = stdio.open_stdin(&paths.stdin, owner)?;
@@ -58,9 +65,72 @@ impl Stdio {
         Ok((stdio, [stdin, stdout, stderr]))
     }
 
-    fn open_stdin(&mut self, path: &str, owner: (u32, u32)) -> Result<Option<OwnedFd>, TaskError> {
-        let Some(path) = fifo("stdin", path)? else {
-            return Ok(None);
+    /// Opens containerd's ends for a terminal that [`Self::attach`] brings.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn open_for_terminal(paths: &Paths) -> Result<Self, TaskError> {
+        let mut stdio = Self::default();
+        let stdin = stdio.open_input(&paths.stdin)?;
+        let stdout = Sink::open("stdout", &paths.stdout)?.unwrap_or(Sink::Null);
+        stdio.waiting = Some((stdin, stdout));
+        Ok(stdio)
+    }
+
+    /// Starts copying between containerd's ends and a terminal, given by its
+    /// master.
+    ///
+    /// # Errors
+    ///
+    /// When the terminal cannot be waited for.
+    pub fn attach(&mut self, master: OwnedFd) -> io::Result<()> {
+        let terminal = Terminal::new(master)?;
+        let (stdin, mut stdout) = self.waiting.take().unwrap_or((None, Sink::Null));
+        if let Some(mut fifo) = stdin {
+            let terminal = terminal.clone();
+            let copy = tokio::spawn(async move {
+                let mut buffer = vec![0; BUFFER_BYTES];
+                while let Ok(n @ 1..) = fifo.read(&mut buffer).await {
+                    if terminal.write_all(&buffer[..n]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            self.stdin = Some(copy.abort_handle());
+        }
+        self.terminal = Some(terminal.clone());
+        self.outputs.spawn(async move {
+            let mut buffer = vec![0; BUFFER_BYTES];
+            // An error is its end: nobody has it open any more.
+            while let Ok(n @ 1..) = terminal.read(&mut buffer).await {
+                if stdout.write_all(&buffer[..n]).await.is_err() {
+                    // Unread output must not stop the process.
+                    stdout = Sink::Null;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Sets the terminal's size; without one there is nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        match &self.terminal {
+            Some(terminal) => terminal.resize(columns, rows),
+            None => Ok(()),
+        }
+    }
+
+    /// Our end of stdin, with a write end held so that it does not end.
+    fn open_input(&mut self, path: &str) -> Result<Option<pipe::Receiver>, TaskError> {
+        let path = match scheme("stdin", path)? {
+            None => return Ok(None),
+            Some(("fifo", path)) => path,
+            Some((other, _)) => return Err(unknown("stdin", other)),
         };
         let failed = |e| {
             TaskError::io(
@@ -69,7 +139,7 @@ impl Stdio {
             )
         };
         // The read end first: a write end without a reader does not open.
-        let mut fifo = pipe::OpenOptions::new()
+        let fifo = pipe::OpenOptions::new()
             .open_receiver(&path)
             .map_err(failed)?;
         self.stdin_hold = Some(
@@ -77,6 +147,14 @@ impl Stdio {
                 .open_sender(&path)
                 .map_err(failed)?,
         );
+        Ok(Some(fifo))
+    }
+
+    fn open_stdin(&mut self, path: &str, owner: (u32, u32)) -> Result<Option<OwnedFd>, TaskError> {
+        let Some(mut fifo) = self.open_input(path)? else {
+            return Ok(None);
+        };
+        let failed = |e| TaskError::io("cannot make a pipe for stdin", &e);
         let (theirs, ours) = new_pipe(owner).map_err(failed)?;
         let mut ours = pipe::Sender::from_owned_fd(ours).map_err(failed)?;
         let copy = tokio::spawn(async move {
@@ -97,26 +175,16 @@ impl Stdio {
         path: &str,
         owner: (u32, u32),
     ) -> Result<Option<OwnedFd>, TaskError> {
-        let Some(path) = fifo(name, path)? else {
+        let Some(mut sink) = Sink::open(name, path)? else {
             return Ok(None);
         };
-        let failed = |e| {
-            TaskError::io(
-                format_args!("cannot open the {name} fifo {}", path.display()),
-                &e,
-            )
-        };
-        // Open for both: then a containerd that restarts does not break the pipe.
-        let mut fifo = pipe::OpenOptions::new()
-            .read_write(true)
-            .open_sender(&path)
-            .map_err(failed)?;
+        let failed = |e| TaskError::io(format_args!("cannot make a pipe for {name}"), &e);
         let (ours, theirs) = new_pipe(owner).map_err(failed)?;
         let mut ours = pipe::Receiver::from_owned_fd(ours).map_err(failed)?;
         self.outputs.spawn(async move {
             let mut buffer = vec![0; BUFFER_BYTES];
             while let Ok(n @ 1..) = ours.read(&mut buffer).await {
-                if fifo.write_all(&buffer[..n]).await.is_err() {
+                if sink.write_all(&buffer[..n]).await.is_err() {
                     break;
                 }
             }
@@ -129,8 +197,8 @@ impl Stdio {
         self.stdin_hold = None;
     }
 
-    /// Waits until all output has reached the fifos, at most `limit`, and stops
-    /// copying.
+    /// Waits until all output has reached its readers, at most `limit`, and
+    /// stops copying.
     pub async fn drain(mut self, limit: Duration) {
         if let Some(stdin) = self.stdin.take() {
             stdin.abort();
@@ -153,19 +221,123 @@ impl Drop for Stdio {
     }
 }
 
-/// The path of a fifo, if there is a stream at all.
-fn fifo(stream: &str, path: &str) -> Result<Option<PathBuf>, TaskError> {
-    let path = match path.split_once("://") {
-        _ if path.is_empty() => return Ok(None),
-        None => path,
-        Some(("fifo", path)) => path,
-        Some((scheme, _)) => {
-            return Err(TaskError::Unimplemented(format!(
-                "{stream} to {scheme}:// is not implemented by cryo yet; use fifos"
-            )));
+/// Where output goes.
+#[derive(Debug)]
+enum Sink {
+    Fifo(pipe::Sender),
+    File(tokio::fs::File),
+    Null,
+}
+
+impl Sink {
+    fn open(stream: &str, path: &str) -> Result<Option<Self>, TaskError> {
+        let Some((scheme, path)) = scheme(stream, path)? else {
+            return Ok(None);
+        };
+        let failed = |e| {
+            TaskError::io(
+                format_args!("cannot open {} for {stream}", path.display()),
+                &e,
+            )
+        };
+        match scheme {
+            // Open for both: then a containerd that restarts does not break the pipe.
+            "fifo" => pipe::OpenOptions::new()
+                .read_write(true)
+                .open_sender(&path)
+                .map(|fifo| Some(Self::Fifo(fifo)))
+                .map_err(failed),
+            "file" => {
+                if let Some(dir) = path.parent() {
+                    std::fs::create_dir_all(dir).map_err(failed)?;
+                }
+                let file = File::options()
+                    .create(true)
+                    .append(true)
+                    .open(&path)
+                    .map_err(failed)?;
+                Ok(Some(Self::File(tokio::fs::File::from_std(file))))
+            }
+            other => Err(unknown(stream, other)),
         }
+    }
+
+    async fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Fifo(fifo) => fifo.write_all(data).await,
+            Self::File(file) => {
+                file.write_all(data).await?;
+                // Until then it is in tokio's own buffer.
+                file.flush().await
+            }
+            Self::Null => Ok(()),
+        }
+    }
+}
+
+/// The master of a container's terminal.
+#[derive(Debug, Clone)]
+struct Terminal(Arc<AsyncFd<OwnedFd>>);
+
+impl Terminal {
+    fn new(master: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&master, true)?;
+        // Deprecated because a lying AsRawFd would be unsound; an OwnedFd's does not lie.
+        #[allow(deprecated)]
+        AsyncFd::with_interest(master, Interest::READABLE | Interest::WRITABLE)
+            .map(|fd| Self(Arc::new(fd)))
+    }
+
+    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0
+            .async_io(Interest::READABLE, |fd| {
+                Ok(rustix::io::read(fd, &mut *buffer)?)
+            })
+            .await
+    }
+
+    async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            let written = self
+                .0
+                .async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, data)?))
+                .await?;
+            data = data.get(written..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        Ok(rustix::termios::tcsetwinsize(self.0.get_ref(), size)?)
+    }
+}
+
+/// Takes a stream's address apart: scheme and absolute path; `None` if there is
+/// no stream at all.
+fn scheme<'a>(stream: &str, address: &'a str) -> Result<Option<(&'a str, PathBuf)>, TaskError> {
+    let (scheme, path) = match address.split_once("://") {
+        _ if address.is_empty() => return Ok(None),
+        None => ("fifo", address),
+        Some((scheme, rest)) => (scheme, rest),
     };
-    Ok(Some(PathBuf::from(path)))
+    if !path.starts_with('/') {
+        return Err(TaskError::InvalidArgument(format!(
+            "{stream} to {address:?} is not possible: the path is not absolute"
+        )));
+    }
+    Ok(Some((scheme, PathBuf::from(path))))
+}
+
+fn unknown(stream: &str, scheme: &str) -> TaskError {
+    TaskError::Unimplemented(format!(
+        "{stream} to {scheme}:// is not implemented by cryo yet; use fifos"
+    ))
 }
 
 /// A pipe whose ends belong to the container's user, who may open
@@ -293,11 +465,79 @@ mod tests {
 
     #[test]
     fn other_schemes_are_named() {
-        let err = fifo("stdout", "binary:///usr/bin/log?a=b").unwrap_err();
+        let err = Sink::open("stdout", "binary:///usr/bin/log?a=b").unwrap_err();
         assert!(
             matches!(&err, TaskError::Unimplemented(t) if t.contains("binary://")),
             "{err}"
         );
-        assert_eq!(fifo("stdin", "").unwrap(), None);
+        assert_eq!(scheme("stdin", "").unwrap(), None);
+        assert!(matches!(
+            scheme("stdin", "a/b"),
+            Err(TaskError::InvalidArgument(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn output_is_appended_to_a_file_which_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/log");
+        let address = format!("file://{}", path.display());
+        let paths = Paths {
+            stdout: address.clone(),
+            stderr: address,
+            ..Paths::default()
+        };
+        let (stdio, [_, stdout, stderr]) = Stdio::open(&paths, me()).unwrap();
+        File::from(stdout.unwrap()).write_all(b"one\n").unwrap();
+        File::from(stderr.unwrap()).write_all(b"two\n").unwrap();
+        stdio.drain(Duration::from_secs(5)).await;
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.contains("one\n") && text.contains("two\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_terminal_is_copied_both_ways_sized_and_drained() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            stdin: make_fifo(dir.path(), "in"),
+            stdout: make_fifo(dir.path(), "out"),
+            ..Paths::default()
+        };
+        let mut stdio = Stdio::open_for_terminal(&paths).unwrap();
+        let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+        let master = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        let mut slave = File::from(rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap());
+        stdio.attach(master).unwrap();
+        stdio.resize(100, 30).unwrap();
+        let size = rustix::termios::tcgetwinsize(&slave).unwrap();
+        assert_eq!((size.ws_col, size.ws_row), (100, 30));
+
+        let mut client = File::options().write(true).open(&paths.stdin).unwrap();
+        client.write_all(b"hello\n").unwrap();
+        let (line, mut slave) = tokio::task::spawn_blocking(move || {
+            let mut line = [0; 6];
+            slave.read_exact(&mut line).unwrap();
+            (line, slave)
+        })
+        .await
+        .unwrap();
+        assert_eq!(&line, b"hello\n");
+        let reader = {
+            let path = paths.stdout.clone();
+            std::thread::spawn(move || {
+                let mut text = String::new();
+                File::open(path).unwrap().read_to_string(&mut text).unwrap();
+                text
+            })
+        };
+        slave.write_all(b"bye\n").unwrap();
+        drop(slave);
+        stdio.drain(Duration::from_secs(5)).await;
+        let text = tokio::task::spawn_blocking(move || reader.join().unwrap())
+            .await
+            .unwrap();
+        // The terminal echoes, and ends lines as terminals do.
+        assert_eq!(text, "hello\r\nbye\r\n");
     }
 }
