@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use containerd_shim_protos::api;
+use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::shim_async::{TaskClient, create_task};
-use cryo_engine::{CreateOptions, Engine, Error, HookPhase, Target};
+use cryo_engine::{CreateOptions, Engine, Error, ExecSpec, HookPhase, Started, Target};
 use cryo_shim::events::Recorder;
 use cryo_shim::serve::{TASK_V2, both_versions};
 use cryo_shim::task::context::Shared;
@@ -42,7 +43,7 @@ impl Engine for Shells {
         target: &Target,
         _: [Option<OwnedFd>; 3],
         _: CreateOptions,
-    ) -> Result<Pid, Error> {
+    ) -> Result<Started, Error> {
         assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
         let spec = cryo_engine::spec::load(&target.bundle).unwrap();
         let script = spec.process().as_ref().unwrap().args().as_ref().unwrap()[0].clone();
@@ -53,7 +54,29 @@ impl Engine for Shells {
         );
         let child = Command::new("sh").args(["-c", &wait]).spawn().unwrap();
         self.gates.lock().unwrap().insert(target.id.clone(), gate);
-        Ok(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap())
+        Ok(started(&child))
+    }
+
+    /// Runs `args[0]` as a script; `fail` fails.
+    #[expect(clippy::zombie_processes, reason = "the shim's reaper waits")]
+    fn exec(
+        &self,
+        _: &Target,
+        spec: &ExecSpec<'_>,
+        [_, stdout, _]: [Option<OwnedFd>; 3],
+    ) -> Result<Started, Error> {
+        let process: serde_json::Value = serde_json::from_slice(spec.process).unwrap();
+        let script = process["args"][0].as_str().unwrap().to_owned();
+        if script == "fail" {
+            return Err(Error::Io(std::io::Error::other("told to fail")));
+        }
+        let mut command = Command::new("sh");
+        if let Some(stdout) = stdout {
+            command.stdout(stdout);
+        }
+        let child = command.args(["-c", &script]).spawn().unwrap();
+        std::thread::sleep(self.slow_start);
+        Ok(started(&child))
     }
 
     fn start(&self, target: &Target) -> Result<(), Error> {
@@ -77,6 +100,13 @@ impl Engine for Shells {
 
     fn hooks(&self, _: &Target, _: &[HookPhase], _: i32) -> Result<(), Error> {
         Ok(())
+    }
+}
+
+fn started(child: &std::process::Child) -> Started {
+    Started {
+        pid: Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(),
+        console: None,
     }
 }
 
@@ -184,6 +214,72 @@ impl Bench {
             .map(|a| a.status.unwrap())
     }
 
+    async fn exec(&self, id: &str, exec_id: &str, script: &str) -> ttrpc::Result<()> {
+        self.exec_to(id, exec_id, script, "").await
+    }
+
+    async fn exec_to(
+        &self,
+        id: &str,
+        exec_id: &str,
+        script: &str,
+        stdout: &str,
+    ) -> ttrpc::Result<()> {
+        let mut request = api::ExecProcessRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.stdout = stdout.to_owned();
+        let mut spec = Any::new();
+        spec.value = serde_json::to_vec(&serde_json::json!({
+            "args": [script], "cwd": "/",
+            "user": {
+                "uid": rustix::process::getuid().as_raw(),
+                "gid": rustix::process::getgid().as_raw(),
+            },
+        }))
+        .unwrap();
+        request.spec = Some(spec).into();
+        self.client.exec(limit(), &request).await.map(drop)
+    }
+
+    async fn start_exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
+        let mut request = api::StartRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.client.start(limit(), &request).await.map(|a| a.pid)
+    }
+
+    async fn wait_exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
+        let mut request = api::WaitRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        let answer = self.client.wait(limit(), &request).await;
+        answer.map(|a| a.exit_status)
+    }
+
+    async fn delete_exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
+        let mut request = api::DeleteRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        let answer = self.client.delete(limit(), &request).await;
+        answer.map(|a| a.exit_status)
+    }
+
+    async fn kill_exec(&self, id: &str, exec_id: &str, signal: u32) -> ttrpc::Result<()> {
+        let mut request = api::KillRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.signal = signal;
+        self.client.kill(limit(), &request).await.map(drop)
+    }
+
+    async fn exec_state(&self, id: &str, exec_id: &str) -> ttrpc::Result<api::StateResponse> {
+        let mut request = api::StateRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.client.state(limit(), &request).await
+    }
+
     async fn checkpoint(&self, id: &str) -> ttrpc::Result<()> {
         let mut request = api::CheckpointTaskRequest::new();
         request.id = id.to_owned();
@@ -211,8 +307,12 @@ async fn the_service() {
     an_exit_that_beats_the_start(reaper.clone()).await;
     refusals(reaper.clone()).await;
     a_panic_is_an_answer_and_leaves_nothing(reaper.clone()).await;
-    unimplemented_methods_say_so(reaper.clone()).await;
-    updates_and_stats(reaper).await;
+    the_older_name_answers_too(reaper.clone()).await;
+    updates_and_stats(reaper.clone()).await;
+    execs_live_and_are_told_in_order(reaper.clone()).await;
+    execs_are_refused(reaper.clone()).await;
+    an_exec_that_ends_before_its_start_is_answered(reaper.clone()).await;
+    the_containers_exit_comes_last(reaper).await;
 }
 
 async fn lives_and_orders(reaper: Reaper) {
@@ -305,17 +405,8 @@ async fn a_panic_is_an_answer_and_leaves_nothing(reaper: Reaper) {
     bench.delete("a").await.unwrap();
 }
 
-async fn unimplemented_methods_say_so(reaper: Reaper) {
+async fn the_older_name_answers_too(reaper: Reaper) {
     let bench = Bench::new(reaper, Shells::default()).await;
-    let (unimplemented, text) = code(
-        bench
-            .client
-            .exec(limit(), &api::ExecProcessRequest::new())
-            .await,
-    );
-    assert_eq!(unimplemented, Code::UNIMPLEMENTED);
-    assert!(text.contains("Exec"), "{text}");
-    // The same under its older name.
     let mut request = ttrpc::Request::new();
     request.service = TASK_V2.to_owned();
     request.method = "Stats".to_owned();
@@ -365,4 +456,149 @@ async fn updates_and_stats(reaper: Reaper) {
     stats().await.unwrap();
     bench.delete("a").await.unwrap();
     assert_eq!(code(stats().await).0, Code::NOT_FOUND);
+}
+
+async fn execs_live_and_are_told_in_order(reaper: Reaper) {
+    let bench = Bench::new(reaper, Shells::default()).await;
+    bench.create("a", "sleep 60").await.unwrap();
+    bench.start("a").await.unwrap();
+    let log = bench.dir.path().join("log");
+    let stdout = format!("file://{}", log.display());
+    bench
+        .exec_to("a", "e", "echo out; sleep 0.2; exit 4", &stdout)
+        .await
+        .unwrap();
+    let state = bench.exec_state("a", "e").await.unwrap();
+    assert_eq!(state.status.unwrap(), api::Status::CREATED);
+    assert_eq!((state.pid, state.id.as_str()), (0, "e"));
+    let pid = bench.start_exec("a", "e").await.unwrap();
+    let state = bench.exec_state("a", "e").await.unwrap();
+    assert_eq!(state.status.unwrap(), api::Status::RUNNING);
+    assert_eq!((state.pid, state.stdout), (pid, stdout));
+    assert_eq!(bench.wait_exec("a", "e").await.unwrap(), 4);
+    assert_eq!(bench.wait_exec("a", "e").await.unwrap(), 4, "answers again");
+    let state = bench.exec_state("a", "e").await.unwrap();
+    assert_eq!(state.status.unwrap(), api::Status::STOPPED);
+    assert_eq!(state.exit_status, 4);
+    assert_eq!(bench.delete_exec("a", "e").await.unwrap(), 4);
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "out\n");
+    assert_eq!(code(bench.exec_state("a", "e").await).0, Code::NOT_FOUND);
+    // The container goes on, and the id is free.
+    assert_eq!(bench.status("a").await.unwrap(), api::Status::RUNNING);
+    bench.exec("a", "e", "sleep 60").await.unwrap();
+    bench.start_exec("a", "e").await.unwrap();
+    bench.kill_exec("a", "e", 9).await.unwrap();
+    assert_eq!(bench.wait_exec("a", "e").await.unwrap(), 137);
+    assert_eq!(
+        bench.events.topics(),
+        [
+            "/tasks/create",
+            "/tasks/start",
+            "/tasks/exec-added",
+            "/tasks/exec-started",
+            "/tasks/exit",
+            "/tasks/exec-added",
+            "/tasks/exec-started",
+            "/tasks/exit",
+        ]
+    );
+    bench.kill("a", 9).await.unwrap();
+    bench.wait("a").await.unwrap();
+    bench.delete("a").await.unwrap();
+}
+
+async fn execs_are_refused(reaper: Reaper) {
+    let bench = Bench::new(reaper, Shells::default()).await;
+    assert_eq!(code(bench.exec("a", "e", "true").await).0, Code::NOT_FOUND);
+    bench.create("a", "sleep 60").await.unwrap();
+    let (created, text) = code(bench.exec("a", "e", "true").await);
+    assert_eq!(created, Code::FAILED_PRECONDITION);
+    assert!(text.contains("created"), "{text}");
+    bench.start("a").await.unwrap();
+    assert_eq!(code(bench.start_exec("a", "e").await).0, Code::NOT_FOUND);
+    assert_eq!(code(bench.wait_exec("a", "e").await).0, Code::NOT_FOUND);
+    assert_eq!(
+        code(bench.exec("a", "../e", "true").await).0,
+        Code::INVALID_ARGUMENT
+    );
+    bench.exec("a", "e", "sleep 60").await.unwrap();
+    assert_eq!(
+        code(bench.exec("a", "e", "true").await).0,
+        Code::ALREADY_EXISTS
+    );
+    assert_eq!(
+        code(bench.kill_exec("a", "e", 9).await).0,
+        Code::FAILED_PRECONDITION
+    );
+    bench.start_exec("a", "e").await.unwrap();
+    assert_eq!(
+        code(bench.start_exec("a", "e").await).0,
+        Code::FAILED_PRECONDITION
+    );
+    let (running, text) = code(bench.delete_exec("a", "e").await);
+    assert_eq!(running, Code::FAILED_PRECONDITION);
+    assert!(text.contains("cannot delete a running process"), "{text}");
+    bench.kill_exec("a", "e", 9).await.unwrap();
+    bench.wait_exec("a", "e").await.unwrap();
+    assert_eq!(code(bench.kill_exec("a", "e", 9).await).0, Code::NOT_FOUND);
+    // What never ran is deleted all the same, and so is what could not.
+    bench.exec("a", "never", "true").await.unwrap();
+    assert_eq!(bench.delete_exec("a", "never").await.unwrap(), 0);
+    bench.exec("a", "bad", "fail").await.unwrap();
+    let (_, text) = code(bench.start_exec("a", "bad").await);
+    assert!(text.contains("told to fail"), "{text}");
+    bench.delete_exec("a", "bad").await.unwrap();
+    bench.exec("a", "late", "true").await.unwrap();
+    bench.kill("a", 9).await.unwrap();
+    bench.wait("a").await.unwrap();
+    for refused in [
+        bench.exec("a", "x", "true").await,
+        bench.start_exec("a", "late").await.map(drop),
+    ] {
+        assert_eq!(code(refused).0, Code::FAILED_PRECONDITION);
+    }
+    bench.delete("a").await.unwrap();
+}
+
+async fn an_exec_that_ends_before_its_start_is_answered(reaper: Reaper) {
+    let slow = Shells {
+        slow_start: Duration::from_millis(200),
+        ..Shells::default()
+    };
+    let bench = Bench::new(reaper, slow).await;
+    bench.create("a", "sleep 60").await.unwrap();
+    bench.start("a").await.unwrap();
+    bench.exec("a", "e", "exit 0").await.unwrap();
+    bench.start_exec("a", "e").await.unwrap();
+    assert_eq!(bench.wait_exec("a", "e").await.unwrap(), 0);
+    assert_eq!(
+        bench.events.topics()[2..],
+        ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
+    );
+    bench.kill("a", 9).await.unwrap();
+    bench.wait("a").await.unwrap();
+    bench.delete("a").await.unwrap();
+}
+
+/// Whose ends were told, in order.
+fn exits(events: &Recorder) -> Vec<String> {
+    events
+        .events()
+        .iter()
+        .filter_map(|e| e.message::<TaskExit>())
+        .map(|e| e.id)
+        .collect()
+}
+
+async fn the_containers_exit_comes_last(reaper: Reaper) {
+    let bench = Bench::new(reaper, Shells::default()).await;
+    bench.create("a", "sleep 60").await.unwrap();
+    bench.start("a").await.unwrap();
+    bench.exec("a", "e", "sleep 0.5; exit 9").await.unwrap();
+    bench.start_exec("a", "e").await.unwrap();
+    bench.kill("a", 9).await.unwrap();
+    assert_eq!(bench.wait("a").await.unwrap(), 137);
+    assert_eq!(exits(&bench.events), ["e", "a"]);
+    assert_eq!(bench.wait_exec("a", "e").await.unwrap(), 9);
+    bench.delete("a").await.unwrap();
 }
