@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use cryo_e2e::containerd::{Any, ExecRequest, State};
+use cryo_e2e::containerd::State;
 use cryo_e2e::context::Context;
 use cryo_e2e::workload::{BUSYBOX, COUNTER};
 use tonic::Code;
@@ -380,34 +380,10 @@ pub(crate) async fn wait_answers_until_the_delete(cx: Context) -> anyhow::Result
     )
 }
 
-pub(crate) async fn what_is_not_there_yet_says_so_by_name(cx: Context) -> anyhow::Result<()> {
+pub(crate) async fn a_resize_without_a_terminal_is_no_error(cx: Context) -> anyhow::Result<()> {
     let (container, output) = cx.shell(cx.a()?, COUNTER).await?;
     output.count_to(1).await?;
-    let exec = container
-        .api
-        .exec(ExecRequest {
-            container_id: container.id.clone(),
-            exec_id: "e1".into(),
-            spec: Some(Any {
-                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
-                value: br#"{"args":["true"],"cwd":"/","user":{"uid":0,"gid":0}}"#.to_vec(),
-            }),
-        })
-        .await;
-    let resize = container.api.resize_pty(&container.id).await;
-    if cx.differs("exec and resize work there; cryo has them with the next issue") {
-        exec?;
-        resize?;
-    } else {
-        for (answer, name) in [(exec, "exec"), (resize, "resize")] {
-            let error = answer.err().with_context(|| format!("{name} worked"))?;
-            ensure!(error.code() == Code::Unimplemented, "{name}: {error:?}");
-            ensure!(
-                error.message().to_lowercase().contains(name),
-                "{name} is not named: {error:?}"
-            );
-        }
-    }
+    container.api.resize_pty(&container.id).await?;
     container.expect(State::Running).await?;
     output.count_on(2).await?;
     container.kill_and_delete().await?;

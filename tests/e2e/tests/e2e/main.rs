@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod cri;
+mod exec;
 mod failures;
 mod lifecycle;
 mod metrics;
@@ -69,10 +70,18 @@ fn main() -> ExitCode {
         test!(lifecycle::unknown_ids_are_not_found),
         test!(lifecycle::a_created_task_is_deleted_without_a_start),
         test!(lifecycle::wait_answers_until_the_delete),
-        test!(lifecycle::what_is_not_there_yet_says_so_by_name),
+        test!(lifecycle::a_resize_without_a_terminal_is_no_error),
         test!(lifecycle::a_command_that_does_not_exist_is_an_error),
         test!(lifecycle::the_bundle_names_the_shim),
         test!(lifecycle::orphans_end_with_their_container),
+        test!(exec::output_and_exit_codes_come_through_ctr),
+        test!(exec::environment_cwd_and_user),
+        test!(exec::rights_and_places_are_the_containers),
+        test!(exec::in_a_restored_container),
+        test!(exec::failures_say_why_and_leave_nothing),
+        test!(exec::ids_and_states_are_checked),
+        test!(exec::their_exits_come_before_the_containers),
+        test!(exec::terminals_have_their_clients_size),
         test!(stdio::a_mebibyte_of_output_is_complete),
         test!(stdio::stderr_is_apart_from_stdout),
         test!(stdio::piped_stdin_reaches_its_end_through_ctr),

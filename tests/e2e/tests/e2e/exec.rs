@@ -1,0 +1,308 @@
+//! Processes that are exec'd into running and restored containers, and terminals.
+
+use anyhow::{Context as _, ensure};
+use cryo_e2e::containerd::{Any, ExecRequest, State};
+use cryo_e2e::context::{Container, Context};
+use cryo_e2e::lab::{self, Finished, Node};
+use cryo_e2e::workload::{BUSYBOX, COUNTER};
+use tonic::Code;
+
+/// Whether the process that asks is where and what the container's first one is; prints
+/// what differs.
+const SAME_AS_INIT: &str = r#"
+for n in cgroup ipc mnt net pid time user uts; do
+    [ "$(readlink /proc/self/ns/$n)" = "$(readlink /proc/1/ns/$n)" ] || echo "namespace $n"
+done
+[ "$(cat /proc/self/cgroup)" = "$(cat /proc/1/cgroup)" ] || echo cgroups
+[ "$(cat /proc/self/uid_map)" = "$(cat /proc/1/uid_map)" ] || echo uid_map
+[ "$(cat /proc/self/oom_score_adj)" = "$(cat /proc/1/oom_score_adj)" ] || echo oom_score_adj
+what='Cap|Seccomp:|NoNewPrivs|Sig[BI]|Groups|[UG]id|Umask'
+[ "$(grep -E "$what" /proc/self/status)" = "$(grep -E "$what" /proc/1/status)" ] || {
+    grep -E "$what" /proc/self/status
+    grep -E "$what" /proc/1/status
+}
+ls /proc/self/fd | sed 's/^[0123]$//' | grep .
+true
+"#;
+
+/// Runs a shell script in a container's task through `ctr`.
+async fn exec(
+    container: &Container,
+    exec_id: &str,
+    flags: &[&str],
+    script: &str,
+) -> anyhow::Result<Finished> {
+    let mut command = vec!["ctr", "task", "exec", "--exec-id", exec_id];
+    command.extend(flags);
+    command.extend([container.id.as_str(), "sh", "-c", script]);
+    container.node.exec(&command).await
+}
+
+/// A container with these flags of `ctr`, running.
+async fn running(cx: &Context, flags: &[&str]) -> anyhow::Result<Container> {
+    // A shell that sleeps ignores no signal and is its own first process.
+    let command = ["sleep", "1000"];
+    let container = cx.container_with(cx.a()?, flags, BUSYBOX, &command).await?;
+    let request = container.create_request(None).await?;
+    container.api.create(request).await?;
+    container.start().await?;
+    Ok(container)
+}
+
+async fn is_as_init(container: &Container) -> anyhow::Result<()> {
+    let differs = exec(container, "same", &[], SAME_AS_INIT)
+        .await?
+        .success()?;
+    ensure!(differs.is_empty(), "not as the first process:\n{differs}");
+    Ok(())
+}
+
+pub(crate) async fn output_and_exit_codes_come_through_ctr(cx: Context) -> anyhow::Result<()> {
+    let container = running(&cx, &[]).await?;
+    for code in [0, 7] {
+        let script = format!("echo out; echo err >&2; exit {code}");
+        let finished = exec(&container, &format!("e{code}"), &[], &script).await?;
+        ensure!(finished.code == code, "{finished:?}");
+        ensure!(finished.stdout == "out\n", "{finished:?}");
+        ensure!(finished.stderr == "err\n", "{finished:?}");
+    }
+    container.expect(State::Running).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn environment_cwd_and_user(cx: Context) -> anyhow::Result<()> {
+    let container = running(&cx, &["--env", "A=1", "--env", "PATH=/bin"]).await?;
+    let flags = ["--cwd", "/made/for/it", "--user", "1000:2000"];
+    let script = "echo $A $PATH $HOME; pwd; id -u; id -g; echo again > /dev/stdout";
+    let text = exec(&container, "e", &flags, script).await?.success()?;
+    ensure!(
+        text == "1 /bin /\n/made/for/it\n1000\n2000\nagain\n",
+        "{text}"
+    );
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn rights_and_places_are_the_containers(cx: Context) -> anyhow::Result<()> {
+    let ids = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"];
+    for flags in [
+        &["--seccomp"][..],
+        &["--seccomp", "--allow-new-privs"],
+        &["--allow-new-privs", "--cap-add", "CAP_SYS_ADMIN"],
+        &ids,
+        &["--seccomp", ids[0], ids[1], ids[2], ids[3]],
+    ] {
+        let container = running(&cx, flags).await?;
+        is_as_init(&container)
+            .await
+            .with_context(|| format!("{flags:?}"))?;
+        let script = "grep Seccomp: /proc/self/status; cat /proc/self/uid_map";
+        let text = exec(&container, "e", &[], script).await?.success()?;
+        let filter = if flags.contains(&"--seccomp") {
+            "2"
+        } else {
+            "0"
+        };
+        ensure!(
+            text.contains(&format!("Seccomp:\t{filter}")),
+            "{flags:?}: {text}"
+        );
+        ensure!(
+            text.contains(" 100000 ") == flags.contains(&"--uidmap"),
+            "{flags:?}: {text}"
+        );
+        // One who is not root has no capabilities, and the filter too.
+        let script = "grep -E 'CapEff|CapPrm|Seccomp:' /proc/self/status";
+        let text = exec(&container, "user", &["--user", "1000"], script)
+            .await?
+            .success()?;
+        let wanted = format!(
+            "CapPrm:\t{0:016x}\nCapEff:\t{0:016x}\nSeccomp:\t{filter}\n",
+            0
+        );
+        ensure!(text == wanted, "{flags:?}: {text}");
+        container.kill_and_delete().await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn in_a_restored_container(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(3).await?;
+    let image = cx.folder(node, "image")?;
+    container.checkpoint(&image, true).await?;
+    container.finish().await?;
+    let output = container.create_from(Some(&image)).await?;
+    container.start().await?;
+    output.count_to(1).await?;
+    // Among others its time namespace is not the one that its spec says.
+    is_as_init(&container).await?;
+    let finished = exec(&container, "e", &[], "exit 9").await?;
+    ensure!(finished.code == 9, "{finished:?}");
+    output.count_on(2).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn failures_say_why_and_leave_nothing(cx: Context) -> anyhow::Result<()> {
+    let container = running(&cx, &[]).await?;
+    let node = &container.node;
+    exec(&container, "warm", &[], "true").await?.success()?;
+    let init = container.api.get(&container.id).await?.pid;
+    let before = left_of(node, &container, init).await?;
+    for n in 0..3 {
+        let id = format!("f{n}");
+        let command = [
+            "ctr",
+            "task",
+            "exec",
+            "--exec-id",
+            &id,
+            &container.id,
+            "nosuch",
+        ];
+        let text = node.exec(&command).await?.failure()?;
+        ensure!(
+            text.contains("nosuch") && text.contains("executable file not found in $PATH"),
+            "{text}"
+        );
+        let flags = ["--cwd", "/bin/sh"];
+        let text = exec(&container, "cwd", &flags, "true").await?.failure()?;
+        ensure!(text.contains("/bin/sh"), "{text}");
+    }
+    let after = left_of(node, &container, init).await?;
+    ensure!(after == before, "{before:?} became {after:?}");
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// The container's processes, the shim's children and how many files the shim has open.
+async fn left_of(
+    node: &Node,
+    container: &Container,
+    init: u32,
+) -> anyhow::Result<(Vec<u32>, usize, usize)> {
+    // A moment for what ends just now.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let inside = node.processes("sleep");
+    let host = inside
+        .into_iter()
+        .find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|s| {
+                s.lines()
+                    .find_map(|l| l.strip_prefix("NSpid:"))
+                    .is_some_and(|l| l.split_whitespace().any(|p| p == init.to_string()))
+            })
+        })
+        .context("the container's process is not found")?;
+    let shim = lab::parent(host).context("it has no parent")?;
+    let children = lab::pids()
+        .filter(|p| lab::parent(*p) == Some(shim))
+        .count();
+    let files = std::fs::read_dir(format!("/proc/{shim}/fd"))?.count();
+    Ok((container.api.pids(&container.id).await?, children, files))
+}
+
+pub(crate) async fn ids_and_states_are_checked(cx: Context) -> anyhow::Result<()> {
+    let container = cx.container(cx.a()?, BUSYBOX, &["sleep", "1000"]).await?;
+    let request = container.create_request(None).await?;
+    container.api.create(request).await?;
+    let exec = |id: &str| {
+        ExecRequest {
+        container_id: container.id.clone(),
+        exec_id: id.into(),
+        spec: Some(Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
+            value: br#"{"args":["sleep","1000"],"cwd":"/","env":["PATH=/bin"],"user":{"uid":0,"gid":0}}"#
+                .to_vec(),
+        }),
+    }
+    };
+    let api = &container.api;
+    let created = api.exec(exec("early")).await;
+    if !cx.differs("code Unknown for an exec in a container that is not started") {
+        let error = created.err().context("exec in a created container")?;
+        ensure!(error.code() == Code::FailedPrecondition, "{error:?}");
+    }
+    container.start().await?;
+    api.exec(exec("e")).await?;
+    let error = api
+        .exec(exec("e"))
+        .await
+        .err()
+        .context("the same id twice")?;
+    ensure!(error.code() == Code::AlreadyExists, "{error:?}");
+    let pid = api.start_exec(&container.id, "e").await?;
+    ensure!(api.pids(&container.id).await?.contains(&pid), "no {pid}");
+    let table = container.node.ctr(&["task", "ps", &container.id]).await?;
+    ensure!(
+        table
+            .lines()
+            .any(|l| l.contains(&pid.to_string()) && l.contains('e')),
+        "{table}"
+    );
+    let error = api
+        .start_exec(&container.id, "none")
+        .await
+        .err()
+        .context("an exec that was never declared")?;
+    ensure!(error.code() == Code::NotFound, "{error:?}");
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn their_exits_come_before_the_containers(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let events = cx.events(node).await?;
+    let container = running(&cx, &[]).await?;
+    for id in ["e1", "e2"] {
+        exec(&container, id, &["-d"], "sleep 1000")
+            .await?
+            .success()?;
+    }
+    let code = container.kill_and_delete().await?;
+    ensure!(code == 137, "exit code {code}");
+    let wanted = [
+        "create",
+        "start",
+        "exec-added",
+        "exec-started",
+        "exec-added",
+        "exec-started",
+        "exit",
+        "exit",
+        "exit",
+    ];
+    crate::ended_with(&cx, &events, &container.id, &wanted).await
+}
+
+pub(crate) async fn terminals_have_their_clients_size(cx: Context) -> anyhow::Result<()> {
+    let container = running(&cx, &[]).await?;
+    let node = &container.node;
+    let id = cx.id("run");
+    cx.adopt(node, &id)?;
+    // The size comes after the start, so the shell waits for it.
+    let inside = "until [ \"$(stty size 2>/dev/null)\" = \"31 91\" ]; do sleep 0.05; done; \
+                  tty; echo done; exit 5";
+    let runtime = cx.runtime().containerd_name();
+    let exec = format!(
+        "ctr task exec -t --exec-id t {} sh -c '{inside}'",
+        container.id
+    );
+    let run = format!("ctr run -t --rm --runtime {runtime} {BUSYBOX} {id} sh -c '{inside}'");
+    for command in [exec, run] {
+        let command = format!("stty rows 31 cols 91; {command}");
+        let finished = node
+            .exec(&["timeout", "20", "script", "-qec", &command, "/dev/null"])
+            .await?;
+        ensure!(finished.code == 5, "{finished:?}");
+        ensure!(
+            finished.stdout.contains("/dev/pts/0\r\ndone\r\n"),
+            "{finished:?}"
+        );
+    }
+    container.kill_and_delete().await?;
+    Ok(())
+}
