@@ -59,7 +59,7 @@ pub(super) fn run(
         ))
     })?;
     for (resource, limit) in &plan.limits {
-        rustix::process::setrlimit(*resource, limit.clone()).map_err(|e| {
+        rustix::process::setrlimit(*resource, *limit).map_err(|e| {
             other(format!(
                 "cannot set the limit {resource:?} to {limit:?}: {}",
                 io::Error::from(e)

@@ -61,7 +61,7 @@ pub(super) enum Request {
 #[derive(Debug)]
 pub(super) enum Done {
     Started {
-        result: Result<(Started, Stdio, Hold), TaskError>,
+        result: Result<Box<(Started, Stdio, Hold)>, TaskError>,
         reply: Reply<Pid>,
     },
     Exited(Exit),
@@ -335,7 +335,7 @@ impl Processes {
         tokio::spawn(async move {
             let result = launch(context, request, init, pidfd)
                 .await
-                .map(|(started, stdio)| (started, stdio, hold));
+                .map(|(started, stdio)| Box::new((started, stdio, hold)));
             if let Some(outbox) = outbox.upgrade() {
                 let done = Done::Started { result, reply };
                 let _ = outbox.send(Command::ExecDone(id, done)).await;
@@ -377,7 +377,8 @@ impl Processes {
         };
         match done {
             Done::Started { result, reply } => {
-                let started = result.and_then(|(started, stdio, _hold)| {
+                let started = result.and_then(|made| {
+                    let (started, stdio, _hold) = *made;
                     let pidfd = watch_exit(id, started.pid, host)?;
                     entry.stdio = stdio;
                     Ok((started.pid, pidfd))

@@ -504,6 +504,7 @@ mod tests {
             ..Paths::default()
         };
         let mut stdio = Stdio::open_for_terminal(&paths).unwrap();
+        let mut output = File::open(&paths.stdout).unwrap();
         let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
         let master = rustix::pty::openpt(flags).unwrap();
         rustix::pty::unlockpt(&master).unwrap();
@@ -523,14 +524,11 @@ mod tests {
         .await
         .unwrap();
         assert_eq!(&line, b"hello\n");
-        let reader = {
-            let path = paths.stdout.clone();
-            std::thread::spawn(move || {
-                let mut text = String::new();
-                File::open(path).unwrap().read_to_string(&mut text).unwrap();
-                text
-            })
-        };
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            output.read_to_string(&mut text).unwrap();
+            text
+        });
         slave.write_all(b"bye\n").unwrap();
         drop(slave);
         stdio.drain(Duration::from_secs(5)).await;
