@@ -3,7 +3,7 @@
 use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::{Any, ExecRequest, State};
 use cryo_e2e::context::{Container, Context};
-use cryo_e2e::lab::{self, Finished, Node};
+use cryo_e2e::lab::{self, Finished};
 use cryo_e2e::workload::{BUSYBOX, COUNTER};
 use tonic::Code;
 
@@ -16,7 +16,7 @@ done
 [ "$(cat /proc/self/cgroup)" = "$(cat /proc/1/cgroup)" ] || echo cgroups
 [ "$(cat /proc/self/uid_map)" = "$(cat /proc/1/uid_map)" ] || echo uid_map
 [ "$(cat /proc/self/oom_score_adj)" = "$(cat /proc/1/oom_score_adj)" ] || echo oom_score_adj
-what='Cap|Seccomp:|NoNewPrivs|Sig[BI]|Groups|[UG]id|Umask'
+what='Cap|Seccomp:|NoNewPrivs|SigBlk|Groups|[UG]id|Umask'
 [ "$(grep -E "$what" /proc/self/status)" = "$(grep -E "$what" /proc/1/status)" ] || {
     grep -E "$what" /proc/self/status
     grep -E "$what" /proc/1/status
@@ -40,12 +40,19 @@ async fn exec(
 
 /// A container with these flags of `ctr`, running.
 async fn running(cx: &Context, flags: &[&str]) -> anyhow::Result<Container> {
-    // A shell that sleeps ignores no signal and is its own first process.
-    let command = ["sleep", "1000"];
-    let container = cx.container_with(cx.a()?, flags, BUSYBOX, &command).await?;
-    let request = container.create_request(None).await?;
-    container.api.create(request).await?;
-    container.start().await?;
+    let node = cx.a()?;
+    let id = cx.id("run");
+    let container = cx.adopt(node, &id)?;
+    let mut args = vec![
+        "run",
+        "-d",
+        "--null-io",
+        "--runtime",
+        cx.runtime().containerd_name(),
+    ];
+    args.extend(flags);
+    args.extend([BUSYBOX, &id, "sleep", "1000"]);
+    node.ctr(&args).await?;
     Ok(container)
 }
 
@@ -150,10 +157,9 @@ pub(crate) async fn failures_say_why_and_leave_nothing(cx: Context) -> anyhow::R
     let container = running(&cx, &[]).await?;
     let node = &container.node;
     exec(&container, "warm", &[], "true").await?.success()?;
-    let init = container.api.get(&container.id).await?.pid;
-    let before = left_of(node, &container, init).await?;
+    let before = left_of(&container).await?;
     for n in 0..3 {
-        let id = format!("f{n}");
+        let (id, cwd) = (format!("f{n}"), format!("c{n}"));
         let command = [
             "ctr",
             "task",
@@ -169,35 +175,27 @@ pub(crate) async fn failures_say_why_and_leave_nothing(cx: Context) -> anyhow::R
             "{text}"
         );
         let flags = ["--cwd", "/bin/sh"];
-        let text = exec(&container, "cwd", &flags, "true").await?.failure()?;
+        let text = exec(&container, &cwd, &flags, "true").await?.failure()?;
         ensure!(text.contains("/bin/sh"), "{text}");
     }
-    let after = left_of(node, &container, init).await?;
+    let after = left_of(&container).await?;
     ensure!(after == before, "{before:?} became {after:?}");
     container.kill_and_delete().await?;
     Ok(())
 }
 
 /// The container's processes, the shim's children and how many files the shim has open.
-async fn left_of(
-    node: &Node,
-    container: &Container,
-    init: u32,
-) -> anyhow::Result<(Vec<u32>, usize, usize)> {
+async fn left_of(container: &Container) -> anyhow::Result<(Vec<u32>, usize, usize)> {
     // A moment for what ends just now.
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    let inside = node.processes("sleep");
-    let host = inside
+    let shims = container.node.processes("containerd-shim");
+    let shim = shims
         .into_iter()
         .find(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|s| {
-                s.lines()
-                    .find_map(|l| l.strip_prefix("NSpid:"))
-                    .is_some_and(|l| l.split_whitespace().any(|p| p == init.to_string()))
-            })
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.contains(&container.id))
         })
-        .context("the container's process is not found")?;
-    let shim = lab::parent(host).context("it has no parent")?;
+        .context("the container's shim is not found")?;
     let children = lab::pids()
         .filter(|p| lab::parent(*p) == Some(shim))
         .count();
@@ -298,8 +296,9 @@ pub(crate) async fn terminals_have_their_clients_size(cx: Context) -> anyhow::Re
             .exec(&["timeout", "20", "script", "-qec", &command, "/dev/null"])
             .await?;
         ensure!(finished.code == 5, "{finished:?}");
+        let lines: Vec<_> = finished.stdout.split_whitespace().collect();
         ensure!(
-            finished.stdout.contains("/dev/pts/0\r\ndone\r\n"),
+            lines.iter().any(|l| l.ends_with("/dev/pts/0")) && lines.contains(&"done"),
             "{finished:?}"
         );
     }
