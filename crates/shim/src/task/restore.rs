@@ -67,7 +67,11 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
         network_lock: Some(network_lock(&images)?),
         ..RestoreOptions::new(clone_dir(&images)?, work.path())
     };
-    options.inherit_fds.extend(streams(&images, ends)?);
+    // CRIU makes a terminal anew, in the container's own devpts, and hands us
+    // its master.
+    if !spec::terminal(&context.spec) {
+        options.inherit_fds.extend(streams(&images, ends)?);
+    }
 
     let mut console = None;
     let mut notify = |event: &Event, fd: Option<OwnedFd>| match event {

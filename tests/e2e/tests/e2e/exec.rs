@@ -2,9 +2,9 @@
 
 use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::{Any, ExecRequest, State};
-use cryo_e2e::context::{Container, Context};
+use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::{self, Finished};
-use cryo_e2e::workload::{BUSYBOX, COUNTER};
+use cryo_e2e::workload::{BUSYBOX, COUNTER, goes_on, numbers};
 use tonic::Code;
 
 /// Whether the process that asks is where and what the container's first one is; prints
@@ -80,11 +80,16 @@ pub(crate) async fn output_and_exit_codes_come_through_ctr(cx: Context) -> anyho
 
 pub(crate) async fn environment_cwd_and_user(cx: Context) -> anyhow::Result<()> {
     let container = running(&cx, &["--env", "A=1", "--env", "PATH=/bin"]).await?;
-    let flags = ["--cwd", "/made/for/it", "--user", "1000:2000"];
+    let cwd = if cx.differs("a missing cwd of an exec is an error, and not made") {
+        "/tmp"
+    } else {
+        "/made/for/it"
+    };
+    let flags = ["--cwd", cwd, "--user", "1000:2000"];
     let script = "echo $A $PATH $HOME; pwd; id -u; id -g; echo again > /dev/stdout";
     let text = exec(&container, "e", &flags, script).await?.success()?;
     ensure!(
-        text == "1 /bin /\n/made/for/it\n1000\n2000\nagain\n",
+        text == format!("1 /bin /\n{cwd}\n1000\n2000\nagain\n"),
         "{text}"
     );
     container.kill_and_delete().await?;
@@ -179,7 +184,12 @@ pub(crate) async fn failures_say_why_and_leave_nothing(cx: Context) -> anyhow::R
         ensure!(text.contains("/bin/sh"), "{text}");
     }
     let after = left_of(&container).await?;
-    ensure!(after == before, "{before:?} became {after:?}");
+    let same = if cx.differs("its open files grow until Go's garbage collector comes by") {
+        (&after.0, after.1) == (&before.0, before.1)
+    } else {
+        after == before
+    };
+    ensure!(same, "{before:?} became {after:?}");
     container.kill_and_delete().await?;
     Ok(())
 }
@@ -302,6 +312,37 @@ pub(crate) async fn terminals_have_their_clients_size(cx: Context) -> anyhow::Re
             "{finished:?}"
         );
     }
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn a_restored_terminal_goes_on(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let script = "trap 'stty size' WINCH; i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done";
+    let container = cx
+        .container_with(node, &["--tty"], BUSYBOX, &["sh", "-c", script])
+        .await?;
+    let create = async |checkpoint: Option<&str>| -> anyhow::Result<Output> {
+        let output = Output::open(node, &container.id)?;
+        let mut request = container.create_request(checkpoint).await?;
+        request.stdout = output.path("stdout");
+        request.terminal = true;
+        container.api.create(request).await?;
+        container.start().await?;
+        Ok(output)
+    };
+    let before = create(None).await?;
+    before.count_to(3).await?;
+    let image = cx.folder(node, "image")?;
+    container.checkpoint(&image, true).await?;
+    container.finish().await?;
+    let counted = numbers(&before.complete().await?);
+    let after = create(Some(&image)).await?;
+    goes_on(&counted, &after.count_to(3).await?)?;
+    container.api.resize_pty(&container.id).await?;
+    after
+        .until(|text| text.contains("25 80").then_some(()))
+        .await?;
     container.kill_and_delete().await?;
     Ok(())
 }
