@@ -346,3 +346,28 @@ pub(crate) async fn a_restored_terminal_goes_on(cx: Context) -> anyhow::Result<(
     container.kill_and_delete().await?;
     Ok(())
 }
+
+pub(crate) async fn a_checkpoint_leaves_them_running(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(1).await?;
+    exec(&container, "bg", &["-d"], "exec sleep 1000")
+        .await?
+        .success()?;
+    let image = cx.folder(node, "image")?;
+    container.checkpoint(&image, false).await?;
+    container.expect(State::Running).await?;
+    output.count_on(2).await?;
+    let text = exec(&container, "e", &[], "ps").await?.success()?;
+    ensure!(
+        text.contains("sleep 1000"),
+        "the exec'd process is gone:\n{text}"
+    );
+    container.kill_and_delete().await?;
+    // Only what belongs to the first process is in the images.
+    let output = container.create_from(Some(&image)).await?;
+    container.start().await?;
+    output.count_to(1).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}

@@ -83,6 +83,7 @@ fn main() -> ExitCode {
         test!(exec::their_exits_come_before_the_containers),
         test!(exec::terminals_have_their_clients_size),
         test!(exec::a_restored_terminal_goes_on),
+        test!(exec::a_checkpoint_leaves_them_running),
         test!(stdio::a_mebibyte_of_output_is_complete),
         test!(stdio::stderr_is_apart_from_stdout),
         test!(stdio::piped_stdin_reaches_its_end_through_ctr),
