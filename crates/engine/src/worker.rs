@@ -76,6 +76,11 @@ fn create(
         .create()
         .map_err(|e| failure(FailureKind::Other, &e))?;
     join_where_libcontainer_does_not(&cgroups)?;
+    if !options.no_new_keyring {
+        // Inherited by what is forked: else all containers share the shim's keys.
+        cryo_sys::process::new_session_keyring(&format!("_ses.{}", target.id))
+            .map_err(|e| failure(FailureKind::Other, &e))?;
+    }
 
     // libcontainer reads its configuration from a bundle: one beside its state.
     let bundle = target.root.with_file_name("bundle");

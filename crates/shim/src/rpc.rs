@@ -181,16 +181,6 @@ where
     Err(error.into())
 }
 
-/// The answer of a method that cryo does not have (the generated default would say NOT_FOUND,
-/// which containerd reads as "the task is gone").
-///
-/// # Errors
-///
-/// Always UNIMPLEMENTED, naming the method.
-pub fn unimplemented<T>(method: &'static str) -> ttrpc::Result<T> {
-    Err(TaskError::Unimplemented(format!("{method} is not implemented by cryo")).into())
-}
-
 /// The text of a panic's payload.
 pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
     if let Some(text) = payload.downcast_ref::<&'static str>() {
@@ -287,12 +277,5 @@ mod tests {
             text.starts_with("write pages-1.img: No space left") && text.contains("free"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn unimplemented_names_the_method() {
-        let (code, text) = status(unimplemented::<()>("ResizePty").unwrap_err());
-        assert_eq!(code, Code::UNIMPLEMENTED);
-        assert!(text.contains("ResizePty"));
     }
 }
