@@ -152,13 +152,13 @@ pub struct Zygote {
 }
 
 impl Zygote {
-    /// Starts the zygote from a sealed copy of this executable.
+    /// Starts the zygote from a form of this executable that cannot be written.
     ///
     /// # Errors
     ///
     /// When the copy cannot be made or run.
     pub fn spawn() -> io::Result<Self> {
-        let exe = process::sealed_self_exe()?;
+        let exe = process::protected_self_exe()?;
         let (ours, theirs) = scm::pair()?;
         let child = Command::new(format!("/proc/self/fd/{}", exe.as_raw_fd()))
             .arg0("cryo-zygote")

@@ -6,7 +6,7 @@
 //! the damage with it. The container's init, once its worker is gone, becomes a
 //! child of the shim, which is a subreaper.
 //!
-//! The zygote runs from a sealed copy of the executable, since its image is
+//! The zygote runs from a protected form of the executable, since its image is
 //! what a container sees behind `/proc/PID/exe` until its own program starts.
 
 use std::fs::File;

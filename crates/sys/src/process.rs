@@ -1,11 +1,13 @@
-//! Processes: fork, signals, exits, and the sealed copy of our own executable.
+//! Processes: fork, signals, exits, and our own executable out of harm's way.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
 /// Which side of a [`fork`] this is.
@@ -253,17 +255,51 @@ pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// A sealed copy of the running executable, to be executed as
-/// `/proc/self/fd/N`: a container that reaches `/proc/PID/exe` of a process
-/// started from it cannot write the file on the host (CVE-2019-5736's class).
+/// The running executable in a form that nobody can write through, to be
+/// executed as `/proc/self/fd/N`: a container that reaches `/proc/PID/exe` of a
+/// process started from it cannot change the file on the host (CVE-2019-5736's
+/// class). By a read-only overlay where the kernel lets us make one, which
+/// shares the file's pages; else a sealed copy in memory.
 ///
 /// # Errors
 ///
 /// What memfd_create(2), reading the executable or sealing say.
-pub fn sealed_self_exe() -> io::Result<OwnedFd> {
+pub fn protected_self_exe() -> io::Result<OwnedFd> {
+    overlaid_self_exe().or_else(|_| sealed_self_exe())
+}
+
+/// A mount of nowhere: it is in no mount table, and ends with its last user.
+fn overlaid_self_exe() -> io::Result<OwnedFd> {
+    let exe = std::fs::read_link("/proc/self/exe")?;
+    let (Some(dir), Some(name)) = (exe.parent(), exe.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // Without a writable layer there must be two; any folder does.
+    for layer in [dir, Path::new("/etc")] {
+        rustix::mount::fsconfig_set_string(fs.as_fd(), "lowerdir+", layer)?;
+    }
+    rustix::mount::fsconfig_create(fs.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let mount = rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&mount, name, flags, Mode::empty())?;
+    // The name may lead to another file by now, after an upgrade. Inode numbers
+    // are the overlay's own.
+    let identity = |s: rustix::fs::Stat| (s.st_size, s.st_mtime, s.st_mtime_nsec);
+    let running = File::open("/proc/self/exe")?;
+    if identity(rustix::fs::fstat(&file)?) != identity(rustix::fs::fstat(&running)?) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(file)
+}
+
+fn sealed_self_exe() -> io::Result<OwnedFd> {
     let exe = File::open("/proc/self/exe")?;
-    let mem: File =
-        rustix::fs::memfd_create("cryo", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into();
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mem: File = rustix::fs::memfd_create("cryo", flags)?.into();
     io::copy(&mut &exe, &mut &mem)?;
     rustix::fs::fcntl_add_seals(
         mem.as_fd(),
@@ -366,13 +402,31 @@ mod tests {
     }
 
     #[test]
-    fn the_sealed_executable_cannot_be_written() {
-        let fd = sealed_self_exe().unwrap();
-        let mut file = File::from(fd);
-        assert!(file.metadata().unwrap().len() > 0);
-        assert_eq!(
-            file.write(b"x").unwrap_err().raw_os_error(),
-            Some(libc::EPERM)
-        );
+    fn the_protected_executable_cannot_be_written_and_runs() {
+        let forms = [
+            ("overlay", overlaid_self_exe()),
+            ("memory", sealed_self_exe()),
+            ("either", protected_self_exe()),
+        ];
+        for (form, fd) in forms {
+            let fd = match fd {
+                // Not root, or a kernel before 6.5: then the other form serves.
+                Err(error) if form == "overlay" => {
+                    println!("no overlay here: {error}");
+                    continue;
+                }
+                fd => fd.unwrap(),
+            };
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            let write = File::options().write(true).open(&path);
+            let refused = write.and_then(|mut file| file.write(b"x").map(drop));
+            let code = refused.unwrap_err().raw_os_error();
+            assert!(
+                matches!(code, Some(libc::EPERM | libc::EROFS | libc::ETXTBSY)),
+                "{form}: {code:?}"
+            );
+            let run = Command::new(&path).arg("--list").output().unwrap();
+            assert!(run.status.success(), "{form}");
+        }
     }
 }
