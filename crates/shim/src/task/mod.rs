@@ -1,5 +1,6 @@
 //! The Task service: containers, their streams, checkpoint and restore.
 
+mod actor;
 pub mod checkpoint;
 pub mod config;
 pub mod container;

@@ -491,19 +491,7 @@ pub(crate) async fn the_shim_killed(cx: Context) -> anyhow::Result<()> {
     let (container, output) = cx.shell(node, COUNTER).await?;
     output.count_to(2).await?;
     let pid = container.api.get(&container.id).await?.pid;
-    let mut killed = 0;
-    for shim in node.processes("containerd-shim") {
-        let line = std::fs::read(format!("/proc/{shim}/cmdline")).unwrap_or_default();
-        let own = line
-            .split(|b| *b == 0)
-            .any(|word| word == container.id.as_bytes());
-        if let Some(shim) = rustix::process::Pid::from_raw(shim.cast_signed())
-            && own
-        {
-            rustix::process::kill_process(shim, rustix::process::Signal::KILL)?;
-            killed += 1;
-        }
-    }
+    let killed = node.kill_shims_of(&container.id)?;
     ensure!(killed > 0, "the shim of {} was not found", container.id);
     // containerd runs the binary's `delete`, which ends the container and cleans up.
     let exit = events.wait_for(&container.id, "/tasks/exit").await?;

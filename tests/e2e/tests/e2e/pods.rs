@@ -139,19 +139,7 @@ pub(crate) async fn a_killed_shim_ends_its_pod(cx: Context) -> anyhow::Result<()
     let two = pod.run("two", BUSYBOX, &["sh", "-c", COUNTER]).await?;
     one.count_to(2).await?;
     two.count_to(2).await?;
-    let mut killed = 0;
-    for shim in node.processes("containerd-shim") {
-        let line = std::fs::read(format!("/proc/{shim}/cmdline")).unwrap_or_default();
-        let own = line
-            .split(|b| *b == 0)
-            .any(|word| word == pod.id.as_bytes());
-        if let Some(shim) = rustix::process::Pid::from_raw(shim.cast_signed())
-            && own
-        {
-            rustix::process::kill_process(shim, rustix::process::Signal::KILL)?;
-            killed += 1;
-        }
-    }
+    let killed = node.kill_shims_of(&pod.id)?;
     ensure!(killed == 1, "{killed} shims of the pod {}", pod.id);
     // containerd asks nobody about the app containers: `delete` of the sandbox ends
     // them and tells it so.

@@ -1,0 +1,569 @@
+//! A container is one actor: a task that owns its state.
+//!
+//! Handlers send it [`Command`]s and await the answers, so a client that goes
+//! away cannot leave half of an operation behind. Operations that take time run
+//! beside the actor, one at a time; meanwhile it goes on answering State, Pids,
+//! Kill and Wait.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cryo_engine::spec;
+use cryo_sys::process;
+use oci_spec::runtime::LinuxNamespaceType;
+use rustix::process::Pid;
+use tokio::sync::{mpsc, watch};
+
+use super::container::{
+    CheckpointRequest, Command, DRAIN_LIMIT, Done, Process, Reply, Snapshot, answer, raw,
+};
+use super::context::{Context, from_engine, internal};
+use super::process::{self as exec, Host, Processes};
+use super::state::{Exit, Op, Phase, State};
+use super::stdio::{ContainerEnds, Stdio};
+use super::{checkpoint, kill, oom, restore};
+use crate::events;
+use crate::rpc::TaskError;
+
+/// How long a freeze or thaw may take.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A pause this short before a checkpoint was made for it. The client that made
+/// it resumes with the checkpoint's deadline, and so never does once that has
+/// passed.
+const PAUSED_FOR_CHECKPOINT: Duration = Duration::from_secs(2);
+
+/// How long killed processes get to disappear.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long Delete waits for a killed process.
+const EXIT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the container's exit is held back for those of its execs.
+const EXECS_LIMIT: Duration = Duration::from_secs(5);
+
+/// Starts the actor of a container that has been made: `init` is its first
+/// process, or `None` when it is to be restored at its start.
+///
+/// # Errors
+///
+/// When the process cannot be watched.
+pub(super) fn spawn(
+    context: &Arc<Context>,
+    stdio: Stdio,
+    ends: ContainerEnds,
+    init: Option<Pid>,
+) -> Result<(mpsc::Sender<Command>, watch::Receiver<Option<Exit>>), TaskError> {
+    let (commands, inbox) = mpsc::channel(16);
+    let (exit_sender, exit) = watch::channel(None);
+    let mut actor = Actor {
+        state: State::new(init.is_none()),
+        init: None,
+        stdio,
+        ends: init.is_none().then_some(ends),
+        paused_at: None,
+        held_exit: None,
+        oom: None,
+        execs: Processes::default(),
+        deferred: Vec::new(),
+        exit: exit_sender,
+        outbox: commands.downgrade(),
+        context: Arc::clone(context),
+    };
+    if let Some(pid) = init {
+        actor.watch(pid)?;
+        actor.oom = oom::Watch::start(&actor.context);
+    }
+    tokio::spawn(actor.run(inbox));
+    Ok((commands, exit))
+}
+
+#[derive(Debug)]
+struct Init {
+    pid: Pid,
+    pidfd: Arc<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct HeldExit {
+    exit: Exit,
+    /// The execs' exits are not waited for any longer.
+    overdue: bool,
+}
+
+#[derive(Debug)]
+struct Actor {
+    context: Arc<Context>,
+    state: State,
+    init: Option<Init>,
+    stdio: Stdio,
+    /// The container's ends of its streams, until the restore takes them.
+    ends: Option<ContainerEnds>,
+    paused_at: Option<Instant>,
+    /// An exit that must not be told before the start, before the checkpoint
+    /// that caused it, or before those of the execs, is.
+    held_exit: Option<HeldExit>,
+    execs: Processes,
+    /// What waits for the end of the operation under way.
+    deferred: Vec<Command>,
+    /// From the first process to the removal of the cgroups.
+    oom: Option<oom::Watch>,
+    exit: watch::Sender<Option<Exit>>,
+    outbox: mpsc::WeakSender<Command>,
+}
+
+impl Actor {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        while let Some(command) = inbox.recv().await {
+            if self.handle(command).is_break() {
+                break;
+            }
+            for command in std::mem::take(&mut self.deferred) {
+                if self.handle(command).is_break() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A process that is just entering the cgroups and a freeze do not go
+    /// together: CRIU would find what is half in the container.
+    fn must_wait(&self, command: &Command) -> bool {
+        match command {
+            Command::Exec(_, exec::Request::Start(_)) => {
+                matches!(self.state.busy(), Some(Op::Pause | Op::Checkpoint))
+            }
+            Command::Pause(_) | Command::Checkpoint(..) => self.execs.any_starting(),
+            _ => false,
+        }
+    }
+
+    fn handle(&mut self, command: Command) -> std::ops::ControlFlow<()> {
+        if self.must_wait(&command) {
+            self.deferred.push(command);
+            return std::ops::ControlFlow::Continue(());
+        }
+        match command {
+            Command::State(reply) => answer(reply, Ok(self.snapshot())),
+            Command::Start(reply) => self.start(reply),
+            Command::Pause(reply) => self.switch(Op::Pause, reply),
+            Command::Resume(reply) => self.switch(Op::Resume, reply),
+            Command::Checkpoint(request, reply) => self.checkpoint(request, reply),
+            Command::Delete(reply) => self.delete(reply),
+            Command::Kill { signal, all, reply } => {
+                let result = self.kill(signal, all);
+                answer(reply, result);
+            }
+            Command::Pids(reply) => answer(reply, Ok(self.pids())),
+            Command::CloseStdin(reply) => {
+                self.stdio.close_stdin();
+                answer(reply, Ok(()));
+            }
+            Command::Resize((columns, rows), reply) => {
+                let result = self
+                    .stdio
+                    .resize(columns, rows)
+                    .map_err(|e| TaskError::io("cannot resize the terminal", &e));
+                answer(reply, result);
+            }
+            Command::Exec(id, request) => {
+                let (execs, host) = self.execs();
+                execs.handle(id, request, &host);
+            }
+            Command::ExecDone(id, done) => {
+                let (execs, host) = self.execs();
+                execs.done(&id, done, &host);
+                self.tell_exit();
+            }
+            Command::Exited(exit) => self.exited(exit),
+            Command::TellExit => {
+                if let Some(held) = &mut self.held_exit {
+                    held.overdue = true;
+                }
+                self.tell_exit();
+            }
+            Command::Done(done) => return self.done(done),
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            phase: self.state.phase(),
+            pausing: self.state.busy() == Some(Op::Pause),
+            pid: self.init.as_ref().map(|i| i.pid),
+        }
+    }
+
+    fn execs(&mut self) -> (&mut Processes, Host<'_>) {
+        let host = Host {
+            context: &self.context,
+            init: self.init.as_ref().map(|i| (i.pid, &i.pidfd)),
+            phase: self.state.phase(),
+            outbox: &self.outbox,
+        };
+        (&mut self.execs, host)
+    }
+
+    /// Learns of the end of the container's first process.
+    fn watch(&mut self, pid: Pid) -> Result<(), TaskError> {
+        let (pidfd, exited) = self
+            .context
+            .shared
+            .reaper
+            .watch(pid)
+            .map_err(|e| TaskError::io("cannot watch the container's first process", &e))?;
+        self.init = Some(Init { pid, pidfd });
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            if let (Ok(exit), Some(outbox)) = (exited.await, outbox.upgrade()) {
+                let _ = outbox.send(Command::Exited(exit)).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Runs blocking work beside the actor, which hears of its end as `done`.
+    fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Context) -> Result<T, TaskError> + Send + 'static,
+        done: impl FnOnce(Result<T, TaskError>) -> Done + Send + 'static,
+    ) {
+        let context = Arc::clone(&self.context);
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            let result = tokio::task::spawn_blocking(move || work(&context))
+                .await
+                .unwrap_or_else(|e| Err(internal(e)));
+            if let Some(outbox) = outbox.upgrade() {
+                let _ = outbox.send(Command::Done(done(result))).await;
+            }
+        });
+    }
+
+    fn start(&mut self, reply: Reply<Pid>) {
+        if let Err(error) = self.state.begin(Op::Start) {
+            return answer(reply, Err(error));
+        }
+        // Kept here too, so that a failed restore can be tried again.
+        let ends = match self.ends.as_ref().map(clone_ends).transpose() {
+            Ok(ends) => ends,
+            Err(error) => {
+                self.state.end(false);
+                return answer(reply, Err(error));
+            }
+        };
+        let hold = self.context.shared.reaper.hold();
+        self.beside(
+            move |context| match ends {
+                Some(ends) => Ok(Some((restore::run(context, ends)?, hold))),
+                None => match context.shared.engine.start(&context.target()) {
+                    Ok(()) => Ok(None),
+                    Err(error) => {
+                        // A failed poststart hook ends a container that runs already.
+                        if let Err(error) = context.cgroups.kill(KILL_LIMIT) {
+                            tracing::error!(%error, "a container that failed to start stays");
+                        }
+                        Err(from_engine(error))
+                    }
+                },
+            },
+            |result| Done::Started { result, reply },
+        );
+    }
+
+    fn switch(&mut self, op: Op, reply: Reply<()>) {
+        if let Err(error) = self.state.begin(op) {
+            return answer(reply, Err(error));
+        }
+        self.beside(
+            move |context| {
+                let cgroups = &context.cgroups;
+                if op == Op::Pause {
+                    cgroups.freeze(FREEZE_LIMIT)
+                } else {
+                    cgroups.thaw(FREEZE_LIMIT)
+                }
+                .map_err(internal)
+            },
+            |result| Done::Switched { result, reply },
+        );
+    }
+
+    fn checkpoint(&mut self, request: CheckpointRequest, reply: Reply<()>) {
+        let paused = self.state.phase() == Phase::Paused;
+        let (Some(init), Ok(())) = (&self.init, self.state.begin(Op::Checkpoint)) else {
+            let error = self.state.begin(Op::Checkpoint).err().unwrap_or_else(|| {
+                TaskError::FailedPrecondition("cannot checkpoint: there is no process".to_owned())
+            });
+            return answer(reply, Err(error));
+        };
+        let pid = init.pid;
+        let path = request.images.clone();
+        let for_this = |at: Instant| paused && at.elapsed() < PAUSED_FOR_CHECKPOINT;
+        let give_up = request
+            .deadline
+            .filter(|_| self.paused_at.is_some_and(for_this));
+        // CRIU is a child for a while, and nobody's to sweep.
+        let hold = self.context.shared.reaper.hold();
+        self.beside(
+            move |context| {
+                let _hold = hold;
+                checkpoint::run(context, pid, paused, &request)
+            },
+            move |result| Done::Checkpointed {
+                path,
+                abandoned: give_up.is_some_and(|deadline| deadline <= Instant::now()),
+                result,
+                reply,
+            },
+        );
+    }
+
+    fn delete(&mut self, reply: Reply<Exit>) {
+        if let Err(error) = self.state.begin(Op::Delete) {
+            return answer(reply, Err(error));
+        }
+        if let Some(init) = &self.init {
+            // Only a created container's still lives.
+            let _ =
+                process::send_signal(init.pidfd.as_fd(), rustix::process::Signal::KILL.as_raw());
+        }
+        let started = self.init.is_some();
+        let mut exit = self.exit.subscribe();
+        let stdio = std::mem::take(&mut self.stdio);
+        self.ends = None;
+        self.oom = None;
+        let context = Arc::clone(&self.context);
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            if started {
+                let _ = tokio::time::timeout(EXIT_LIMIT, exit.wait_for(Option::is_some)).await;
+            }
+            let removed = {
+                let context = Arc::clone(&context);
+                tokio::task::spawn_blocking(move || {
+                    let restored = context.checkpoint.is_some();
+                    let engine = context.shared.engine.as_ref();
+                    context
+                        .record
+                        .remove_all(&context.state_dir(), engine, restored)
+                })
+            };
+            let (result, ()) = tokio::join!(removed, stdio.drain(DRAIN_LIMIT));
+            let result = result.unwrap_or_else(|e| Err(internal(e)));
+            if let Some(outbox) = outbox.upgrade() {
+                let _ = outbox
+                    .send(Command::Done(Done::Deleted { result, reply }))
+                    .await;
+            }
+        });
+    }
+
+    fn kill(&mut self, signal: i32, all: bool) -> Result<(), TaskError> {
+        let gone = || TaskError::NotFound("process already finished".to_owned());
+        let Some(init) = &self.init else {
+            return Err(TaskError::NotFound(
+                "process does not exist: the container is not restored yet".to_owned(),
+            ));
+        };
+        if all {
+            kill::all(&self.context.cgroups, signal)?;
+        } else {
+            if matches!(self.state.phase(), Phase::Stopped(_)) {
+                return Err(gone());
+            }
+            process::send_signal(init.pidfd.as_fd(), signal)
+                .map_err(|e| TaskError::io(format_args!("cannot send signal {signal}"), &e))?;
+        }
+        // A frozen v1 process would act on it only after a Resume that nobody sends.
+        let frozen = self.state.phase() == Phase::Paused && self.state.busy().is_none();
+        if signal == rustix::process::Signal::KILL.as_raw() && frozen {
+            let context = Arc::clone(&self.context);
+            // Beside the actor, as everything that waits for the kernel.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = context.cgroups.thaw(FREEZE_LIMIT) {
+                    tracing::error!(%error, "a killed container stays frozen");
+                }
+            });
+            self.state.thawed();
+        }
+        Ok(())
+    }
+
+    /// containerd drops a shim that answers an empty list: a container without
+    /// processes still has its first one, or 0 while that is not restored yet.
+    fn pids(&self) -> Vec<Process> {
+        let mut pids = self.context.cgroups.pids().unwrap_or_default();
+        if pids.is_empty() {
+            pids.push(self.init.as_ref().map_or(0, |i| raw(i.pid)));
+        }
+        pids.into_iter()
+            .map(|pid| Process {
+                pid,
+                exec_id: self.execs.id_of(pid).map(str::to_owned),
+            })
+            .collect()
+    }
+
+    fn exited(&mut self, exit: Exit) {
+        self.state.exited(exit);
+        self.held_exit = Some(HeldExit {
+            exit,
+            overdue: false,
+        });
+        self.end_the_rest();
+        if self.execs.any_alive() {
+            let outbox = self.outbox.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(EXECS_LIMIT).await;
+                if let Some(outbox) = outbox.upgrade() {
+                    let _ = outbox.send(Command::TellExit).await;
+                }
+            });
+        }
+        self.tell_exit();
+    }
+
+    /// The kernel ends the other processes together with the first one only if
+    /// that was the first of its pid namespace too.
+    fn end_the_rest(&self) {
+        if spec::namespace(&self.context.spec, LinuxNamespaceType::Pid) == spec::Namespace::New {
+            return;
+        }
+        let context = Arc::clone(&self.context);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = context.cgroups.kill(EXIT_LIMIT) {
+                tracing::warn!(%error, id = context.id(), "processes outlive the container's first");
+            }
+        });
+    }
+
+    /// Tells the exit that is held, unless something has to be told before.
+    fn tell_exit(&mut self) {
+        let Some(held) = &self.held_exit else {
+            return;
+        };
+        if matches!(self.state.busy(), Some(Op::Start | Op::Checkpoint))
+            || (self.execs.any_alive() && !held.overdue)
+        {
+            return;
+        }
+        let exit = held.exit;
+        self.held_exit = None;
+        if let Some(oom) = &self.oom {
+            oom.check();
+        }
+        events::exit(
+            &*self.context.shared.events,
+            self.context.id(),
+            self.context.id(),
+            self.init.as_ref().map_or(0, |i| raw(i.pid)),
+            exit.status,
+            exit.at,
+        );
+        self.exit.send_replace(Some(exit));
+    }
+
+    fn done(&mut self, done: Done) -> std::ops::ControlFlow<()> {
+        let sink = &*self.context.shared.events;
+        match done {
+            Done::Started { result, reply } => {
+                let result = result.and_then(|restored| {
+                    if let Some((restored, _hold)) = restored {
+                        self.watch(restored.pid)?;
+                        self.ends = None;
+                        if let Some(master) = restored.console {
+                            self.stdio
+                                .attach(master)
+                                .map_err(|e| TaskError::io("cannot use the terminal", &e))?;
+                        }
+                    }
+                    self.init.as_ref().map(|i| i.pid).ok_or_else(|| {
+                        TaskError::Internal("the container has no first process".to_owned())
+                    })
+                });
+                self.state.end(result.is_ok());
+                if let Ok(pid) = &result {
+                    events::start(&*self.context.shared.events, self.context.id(), raw(*pid));
+                    if self.oom.is_none() {
+                        self.oom = oom::Watch::start(&self.context);
+                    }
+                }
+                answer(reply, result);
+                self.tell_exit();
+            }
+            Done::Switched { result, reply } => {
+                let pausing = self.state.busy() == Some(Op::Pause);
+                if result.is_ok() && pausing {
+                    self.paused_at = Some(Instant::now());
+                    events::paused(sink, self.context.id());
+                } else if result.is_ok() {
+                    events::resumed(sink, self.context.id());
+                }
+                self.state.end(result.is_ok());
+                answer(reply, result);
+            }
+            Done::Checkpointed {
+                path,
+                abandoned,
+                result,
+                reply,
+            } => {
+                if result.is_ok() {
+                    events::checkpointed(sink, self.context.id(), &path.to_string_lossy());
+                }
+                self.state.end(result.is_ok());
+                answer(reply, result);
+                self.tell_exit();
+                if abandoned && self.state.phase() == Phase::Paused {
+                    tracing::warn!(
+                        id = self.context.id(),
+                        "the checkpoint's client is late: resuming for it"
+                    );
+                    self.switch(Op::Resume, exec::unheard());
+                }
+            }
+            Done::Deleted { result, reply } => {
+                self.state.end(result.is_ok());
+                match result {
+                    Err(error) => answer(reply, Err(error)),
+                    Ok(()) => {
+                        let exit = match self.state.phase() {
+                            Phase::Stopped(exit) => exit,
+                            _ => Exit {
+                                status: 0,
+                                at: std::time::SystemTime::now(),
+                            },
+                        };
+                        let pid = self.init.as_ref().map_or(0, |i| raw(i.pid));
+                        events::delete(
+                            sink,
+                            self.context.id(),
+                            self.context.id(),
+                            pid,
+                            exit.status,
+                            exit.at,
+                        );
+                        answer(reply, Ok(exit));
+                        return std::ops::ControlFlow::Break(());
+                    }
+                }
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+}
+
+fn clone_ends(ends: &ContainerEnds) -> Result<ContainerEnds, TaskError> {
+    let mut copy = [const { None }; 3];
+    for (copy, end) in copy.iter_mut().zip(ends) {
+        *copy = end
+            .as_ref()
+            .map(OwnedFd::try_clone)
+            .transpose()
+            .map_err(|e| TaskError::io("cannot pass the container its streams", &e))?;
+    }
+    Ok(copy)
+}
