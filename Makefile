@@ -28,7 +28,8 @@ build: deps ## debug binaries: target/debug/{containerd-shim-cryo-v2,cryoctl}
 
 .PHONY: release
 release: deps ## release binaries: target/release
-	@$(CARGO) build --release --locked -p containerd-shim-cryo-v2 -p cryoctl
+	@CRYO_REVISION=$$(git describe --always --dirty --abbrev=12 2>/dev/null) \
+		$(CARGO) build --release --locked -p containerd-shim-cryo-v2 -p cryoctl
 
 .PHONY: demo
 demo: build ## a container freezes on one node and goes on counting on another (root)

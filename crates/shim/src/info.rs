@@ -89,7 +89,8 @@ fn features() -> serde_json::Value {
         ],
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
-            "cgroup": { "v1": true, "v2": true, "systemd": true },
+            // The option SystemdCgroup is refused.
+            "cgroup": { "v1": true, "v2": true, "systemd": false },
             "seccomp": { "enabled": true },
             "apparmor": { "enabled": true },
             "selinux": { "enabled": false },
