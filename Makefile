@@ -28,7 +28,7 @@ build: deps ## debug binaries: target/debug/{containerd-shim-cryo-v2,cryoctl}
 
 .PHONY: release
 release: deps ## release binaries: target/release
-	@CRYO_REVISION=$$(git describe --always --dirty --abbrev=12 2>/dev/null) \
+	@CRYO_REVISION=$$(git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown) \
 		$(CARGO) build --release --locked -p containerd-shim-cryo-v2 -p cryoctl
 
 .PHONY: demo
