@@ -1,4 +1,4 @@
-//! A container as the service sees it: a handle on its [actor](super::actor).
+//! A container as the service sees it: a handle on its actor.
 
 use std::path::PathBuf;
 use std::sync::Arc;
