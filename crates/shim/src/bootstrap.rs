@@ -241,12 +241,17 @@ pub fn group_of(config_json: &[u8], id: &str) -> Result<String, ParamsError> {
     }
     let spec: Shallow = serde_json::from_slice(config_json)
         .map_err(|error| ParamsError::Spec(error.to_string()))?;
-    let annotations = spec.annotations.unwrap_or_default();
-    Ok(GROUP_ANNOTATIONS
+    Ok(group_in(spec.annotations.as_ref(), id))
+}
+
+/// As [`group_of`], for who has the spec's annotations already.
+#[must_use]
+pub fn group_in(annotations: Option<&HashMap<String, String>>, id: &str) -> String {
+    GROUP_ANNOTATIONS
         .iter()
-        .find_map(|key| annotations.get(*key))
+        .find_map(|key| annotations?.get(*key))
         .filter(|group| !group.is_empty())
-        .map_or_else(|| id.to_owned(), Clone::clone))
+        .map_or_else(|| id.to_owned(), Clone::clone)
 }
 
 /// The answer of `start`, complete and alone on stdout.

@@ -13,6 +13,7 @@ use protobuf::Message as _;
 
 use crate::args::{self, Flags, Mode};
 use crate::bootstrap::{self, MAX_STDIN_BYTES, StartEnv};
+use crate::rpc::with_causes;
 use crate::{info, log};
 
 /// Any error; its causes are printed too.
@@ -88,18 +89,4 @@ fn print(answer: &[u8]) -> Result<(), BoxError> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(answer)?;
     Ok(stdout.flush()?)
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // Some errors carry their cause in the text already.
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }

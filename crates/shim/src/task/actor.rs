@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use super::container::{
     CheckpointRequest, Command, DRAIN_LIMIT, Done, Process, Reply, Snapshot, answer, raw,
 };
-use super::context::{Context, from_engine, internal};
+use super::context::{Context, FREEZE_LIMIT, KILL_LIMIT, from_engine, internal};
 use super::process::{self as exec, Host, Processes};
 use super::state::{Exit, Op, Phase, State};
 use super::stdio::{ContainerEnds, Stdio};
@@ -26,16 +26,10 @@ use super::{checkpoint, kill, oom, restore};
 use crate::events;
 use crate::rpc::TaskError;
 
-/// How long a freeze or thaw may take.
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
-
 /// A pause this short before a checkpoint was made for it. The client that made
 /// it resumes with the checkpoint's deadline, and so never does once that has
 /// passed.
 const PAUSED_FOR_CHECKPOINT: Duration = Duration::from_secs(2);
-
-/// How long killed processes get to disappear.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long Delete waits for a killed process.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
@@ -293,13 +287,18 @@ impl Actor {
 
     fn checkpoint(&mut self, request: CheckpointRequest, reply: Reply<()>) {
         let paused = self.state.phase() == Phase::Paused;
-        let (Some(init), Ok(())) = (&self.init, self.state.begin(Op::Checkpoint)) else {
-            let error = self.state.begin(Op::Checkpoint).err().unwrap_or_else(|| {
-                TaskError::FailedPrecondition("cannot checkpoint: there is no process".to_owned())
-            });
+        if let Err(error) = self.state.begin(Op::Checkpoint) {
             return answer(reply, Err(error));
+        }
+        let Some(pid) = self.init.as_ref().map(|i| i.pid) else {
+            self.state.end(false);
+            return answer(
+                reply,
+                Err(TaskError::FailedPrecondition(
+                    "cannot checkpoint: there is no process".to_owned(),
+                )),
+            );
         };
-        let pid = init.pid;
         let path = request.images.clone();
         let for_this = |at: Instant| paused && at.elapsed() < PAUSED_FOR_CHECKPOINT;
         let give_up = request

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use cryo_checkpoint::descriptors::{Descriptors, StdioKey};
 use cryo_checkpoint::layout;
@@ -14,12 +13,9 @@ use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
 
 use super::container::CheckpointRequest;
-use super::context::{Context, internal};
+use super::context::{Context, FREEZE_LIMIT, internal};
 use super::criu::{self, WorkDir};
 use crate::rpc::TaskError;
-
-/// How long a freeze or thaw may take.
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long CRIU may take to stop all tasks; they are frozen already.
 const SEIZE_LIMIT_S: u32 = 5;

@@ -16,13 +16,16 @@ use super::rootfs;
 use super::stdio::Paths;
 use crate::events::EventSink;
 use crate::options::RuntimeOptions;
-use crate::rpc::TaskError;
+use crate::rpc::{TaskError, with_causes};
 
 /// Where running containers' state is, below it one folder per namespace.
 pub const STATE_ROOT: &str = "/run/cryo";
 
+/// How long a freeze or thaw may take.
+pub(super) const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
 /// How long killed processes get to disappear.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// What all containers of a shim share.
 #[derive(Debug)]
@@ -213,16 +216,6 @@ pub fn from_spec(error: spec::Error) -> TaskError {
 /// Any other error likewise.
 pub fn internal(error: impl std::error::Error) -> TaskError {
     TaskError::Internal(with_causes(&error))
-}
-
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use cryo_engine::{mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 
 use super::config::Config;
-use super::context::{Context, with_causes};
+use super::context::Context;
 use super::failures;
-use crate::rpc::TaskError;
+use crate::rpc::{TaskError, with_causes};
 
 /// The CRIU that the node's configuration names, known to be new enough.
 pub(super) fn find(context: &Context) -> Result<Criu, TaskError> {

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use cryo_checkpoint::image_dir::{self, ImageDir};
 use cryo_criu::request::{EXTERNAL_NETNS, EXTERNAL_PIDNS, JoinKind, JoinNs, NetworkLockMethod};
@@ -12,13 +11,10 @@ use cryo_engine::{HookPhase, Started, mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
 
-use super::context::{Context, from_engine, internal, with_causes};
+use super::context::{Context, KILL_LIMIT, from_engine, internal};
 use super::criu::{self, WorkDir};
 use super::stdio::{self, ContainerEnds};
-use crate::rpc::TaskError;
-
-/// How long killed processes get to disappear.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+use crate::rpc::{TaskError, with_causes};
 
 /// Restores the container from `context.checkpoint` and answers its first
 /// process, a child of this one, with its terminal if it has one. Blocks.

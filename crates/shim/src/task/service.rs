@@ -234,11 +234,7 @@ fn prepare(
     mounts: &[api::Mount],
 ) -> Result<Context, TaskError> {
     let spec = spec::load(&bundle).map_err(from_spec)?;
-    let group = std::fs::read(bundle.join("config.json"))
-        .map_err(|e| TaskError::io("cannot read config.json", &e))
-        .and_then(|json| {
-            bootstrap::group_of(&json, &id).map_err(|e| TaskError::InvalidArgument(e.to_string()))
-        })?;
+    let group = bootstrap::group_in(spec.annotations().as_ref(), &id);
     let cgroup_path = spec::cgroup_path(&spec).map_err(from_spec)?;
     let cgroups = Cgroups::at(&cgroup_path).map_err(internal)?;
     // Two containers in one cgroup would freeze and end each other.
