@@ -20,7 +20,7 @@ use containerd_shim_protos::shim_async::EventsClient;
 use containerd_shim_protos::topics;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
-use protobuf::{MessageField, MessageFull};
+use protobuf::{Message, MessageField};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
@@ -42,12 +42,12 @@ pub struct Event {
 }
 
 impl Event {
-    /// Packs a message.
+    /// Packs a message of containerd's package of events.
     #[must_use]
-    pub fn new<M: MessageFull>(topic: &'static str, message: &M) -> Self {
+    pub fn new<M: Message>(topic: &'static str, message: &M) -> Self {
         Self {
             topic,
-            type_url: M::descriptor().full_name().to_owned(),
+            type_url: full_name::<M>(),
             // Only missing proto2 fields can fail, and there are none.
             value: message.write_to_bytes().unwrap_or_default(),
             at: SystemTime::now(),
@@ -56,8 +56,8 @@ impl Event {
 
     /// The message, if the event is of type `M`.
     #[must_use]
-    pub fn message<M: MessageFull>(&self) -> Option<M> {
-        (self.type_url == M::descriptor().full_name())
+    pub fn message<M: Message>(&self) -> Option<M> {
+        (self.type_url == full_name::<M>())
             .then(|| M::parse_from_bytes(&self.value).ok())
             .flatten()
     }
@@ -78,6 +78,12 @@ impl Event {
             ..ForwardRequest::default()
         }
     }
+}
+
+/// Not from the message's descriptor: to have one, protobuf parses the descriptors of every file
+/// and keeps them, half a megabyte in each shim.
+fn full_name<M: Message>() -> String {
+    format!("containerd.events.{}", M::NAME)
 }
 
 /// Where events go. Sending never blocks and never fails towards the sender.
@@ -350,7 +356,7 @@ impl Publisher {
     }
 
     /// Packs and queues a message; never blocks.
-    pub fn publish<M: MessageFull>(&self, topic: &'static str, message: &M) {
+    pub fn publish<M: Message>(&self, topic: &'static str, message: &M) {
         self.send(Event::new(topic, message));
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::shim_async::create_task;
 use cryo_engine::Zygote;
+use cryo_sys::heap;
 
 use crate::args::Flags;
 use crate::bootstrap::{self, socket};
@@ -37,10 +38,12 @@ fn serve(flags: &Flags) -> Result<(), BoxError> {
     let listener = serve::take_listener()?;
     serve::become_subreaper()?;
     let zygote = Zygote::spawn()?;
+    heap::share_one();
     // One thread for the service, and one for the blocking call of each running
-    // operation, which goes away soon after.
+    // operation, which goes away soon after: then the shim is at rest.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .thread_keep_alive(Duration::from_secs(1))
+        .on_thread_stop(heap::trim)
         .enable_all()
         .build()?;
     runtime.block_on(async {

@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::buffer::spare_capacity;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
 
@@ -90,9 +91,8 @@ impl Stdio {
         if let Some(mut fifo) = stdin {
             let terminal = terminal.clone();
             let copy = tokio::spawn(async move {
-                let mut buffer = vec![0; BUFFER_BYTES];
-                while let Ok(n @ 1..) = fifo.read(&mut buffer).await {
-                    if terminal.write_all(&buffer[..n]).await.is_err() {
+                while let Some(data) = chunk(&mut fifo).await {
+                    if terminal.write_all(&data).await.is_err() {
                         break;
                     }
                 }
@@ -101,10 +101,8 @@ impl Stdio {
         }
         self.terminal = Some(terminal.clone());
         self.outputs.spawn(async move {
-            let mut buffer = vec![0; BUFFER_BYTES];
-            // An error is its end: nobody has it open any more.
-            while let Ok(n @ 1..) = terminal.read(&mut buffer).await {
-                if stdout.write_all(&buffer[..n]).await.is_err() {
+            while let Some(data) = terminal.chunk().await {
+                if stdout.write_all(&data).await.is_err() {
                     // Unread output must not stop the process.
                     stdout = Sink::Null;
                 }
@@ -158,9 +156,8 @@ impl Stdio {
         let (theirs, ours) = new_pipe(owner).map_err(failed)?;
         let mut ours = pipe::Sender::from_owned_fd(ours).map_err(failed)?;
         let copy = tokio::spawn(async move {
-            let mut buffer = vec![0; BUFFER_BYTES];
-            while let Ok(n @ 1..) = fifo.read(&mut buffer).await {
-                if ours.write_all(&buffer[..n]).await.is_err() {
+            while let Some(data) = chunk(&mut fifo).await {
+                if ours.write_all(&data).await.is_err() {
                     break;
                 }
             }
@@ -182,9 +179,8 @@ impl Stdio {
         let (ours, theirs) = new_pipe(owner).map_err(failed)?;
         let mut ours = pipe::Receiver::from_owned_fd(ours).map_err(failed)?;
         self.outputs.spawn(async move {
-            let mut buffer = vec![0; BUFFER_BYTES];
-            while let Ok(n @ 1..) = ours.read(&mut buffer).await {
-                if sink.write_all(&buffer[..n]).await.is_err() {
+            while let Some(data) = chunk(&mut ours).await {
+                if sink.write_all(&data).await.is_err() {
                     break;
                 }
             }
@@ -217,6 +213,21 @@ impl Drop for Stdio {
     fn drop(&mut self) {
         if let Some(stdin) = self.stdin.take() {
             stdin.abort();
+        }
+    }
+}
+
+/// What there is to read; `None` at the end. The buffer is made only then:
+/// most streams are silent most of the time, and a pod has many.
+async fn chunk(pipe: &mut pipe::Receiver) -> Option<Vec<u8>> {
+    loop {
+        pipe.readable().await.ok()?;
+        let mut data = Vec::with_capacity(BUFFER_BYTES);
+        match pipe.try_read_buf(&mut data) {
+            Ok(0) => return None,
+            Ok(_) => return Some(data),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
         }
     }
 }
@@ -288,12 +299,15 @@ impl Terminal {
             .map(|fd| Self(Arc::new(fd)))
     }
 
-    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0
-            .async_io(Interest::READABLE, |fd| {
-                Ok(rustix::io::read(fd, &mut *buffer)?)
-            })
-            .await
+    /// As [`chunk`]. An error is the end: nobody has it open any more.
+    async fn chunk(&self) -> Option<Vec<u8>> {
+        let read = |fd: &OwnedFd| {
+            let mut data = Vec::with_capacity(BUFFER_BYTES);
+            rustix::io::read(fd, spare_capacity(&mut data))?;
+            Ok(data)
+        };
+        let data = self.0.async_io(Interest::READABLE, read).await.ok()?;
+        (!data.is_empty()).then_some(data)
     }
 
     async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {

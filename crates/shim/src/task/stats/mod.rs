@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use cryo_engine::cgroup::{Cgroups, Hierarchy, Kind};
-use protobuf::MessageFull;
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
 use self::files::{Dir, Table};
@@ -30,9 +30,10 @@ pub fn read(cgroups: &Cgroups) -> Result<Any, TaskError> {
     if dirs.iter().any(|(h, _)| has_controllers(h)) {
         let dir = |controller: &str| Dir(find(&dirs, |h| h.has(controller)));
         let metrics = v1::metrics(dir, rustix::param::clock_ticks_per_second(), &disks());
-        pack(&metrics)
+        pack("io.containerd.cgroups.v1.Metrics", &metrics)
     } else {
-        pack(&v2::metrics(&Dir(find(&dirs, |h| h.kind == Kind::V2))))
+        let metrics = v2::metrics(&Dir(find(&dirs, |h| h.kind == Kind::V2)));
+        pack("io.containerd.cgroups.v2.Metrics", &metrics)
     }
 }
 
@@ -52,9 +53,9 @@ fn find(dirs: &[(&Hierarchy, PathBuf)], is: impl Fn(&Hierarchy) -> bool) -> Opti
 }
 
 /// containerd uses the message's full name bare, with no host before it.
-fn pack<M: MessageFull>(metrics: &M) -> Result<Any, TaskError> {
+fn pack(name: &str, metrics: &impl Message) -> Result<Any, TaskError> {
     Ok(Any {
-        type_url: M::descriptor().full_name().to_owned(),
+        type_url: name.to_owned(),
         value: metrics.write_to_bytes().map_err(internal)?,
         ..Any::default()
     })
