@@ -370,23 +370,28 @@ impl Node {
             .collect()
     }
 
+    /// The host pids of the shims whose command line names this container or sandbox.
+    pub fn shims_of(&self, id: &str) -> Vec<u32> {
+        let mut shims = self.processes("containerd-shim");
+        shims.retain(|shim| {
+            let line = std::fs::read(format!("/proc/{shim}/cmdline")).unwrap_or_default();
+            line.split(|b| *b == 0).any(|word| word == id.as_bytes())
+        });
+        shims
+    }
+
     /// Kills the shims whose command line names this container or sandbox; answers how many.
     ///
     /// # Errors
     /// When one cannot be killed.
     pub fn kill_shims_of(&self, id: &str) -> anyhow::Result<usize> {
-        let mut killed = 0;
-        for shim in self.processes("containerd-shim") {
-            let line = std::fs::read(format!("/proc/{shim}/cmdline")).unwrap_or_default();
-            let own = line.split(|b| *b == 0).any(|word| word == id.as_bytes());
-            if let Some(shim) = rustix::process::Pid::from_raw(shim.cast_signed())
-                && own
-            {
+        let shims = self.shims_of(id);
+        for shim in &shims {
+            if let Some(shim) = rustix::process::Pid::from_raw(shim.cast_signed()) {
                 rustix::process::kill_process(shim, rustix::process::Signal::KILL)?;
-                killed += 1;
             }
         }
-        Ok(killed)
+        Ok(shims.len())
     }
 
     /// Whether the container process `pid` (a pid of the node) sits in a frozen cgroup.

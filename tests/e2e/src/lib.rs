@@ -1,8 +1,8 @@
 //! Drives a real containerd in the lab (`hack/lab`) from the host: through `ctr`,
 //! through containerd's gRPC API and through CRI.
 //!
-//! The tests themselves are in `tests/e2e/`, the benchmark in `src/bin/cryo-bench.rs`;
-//! this library is what both stand on. `README.md` beside it says how to run them.
+//! The tests themselves are in `tests/e2e/`, the benchmark in `src/bin/`;
+//! this library is what all of them stand on. `README.md` beside it says how to run them.
 #![forbid(unsafe_code)]
 
 pub mod audit;
@@ -14,4 +14,5 @@ pub mod lab;
 pub mod rpc;
 pub mod runner;
 pub mod runtime;
+pub mod shims;
 pub mod workload;

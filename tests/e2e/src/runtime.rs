@@ -55,4 +55,12 @@ impl Runtime {
             Self::Runc => "containerd-shim-runc-v2",
         }
     }
+
+    /// The programs of the node that it consists of.
+    pub fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Cryo => &["/opt/cryo/bin/containerd-shim-cryo-v2"],
+            Self::Runc => &["/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc"],
+        }
+    }
 }

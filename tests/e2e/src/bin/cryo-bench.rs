@@ -1,5 +1,6 @@
 //! cryo beside the Go shim with runc, in one run on one lab node: interleaved medians as a
-//! Markdown table. `cargo run --release -p cryo-e2e --bin cryo-bench [ROUNDS]`, as root.
+//! Markdown table. `cargo run --release -p cryo-e2e --bin cryo-bench [times|memory] [ROUNDS]`, as
+//! root. Times need a machine that does nothing else, memory does not.
 //!
 //! The binaries measured are those in `CRYO_BIN_DIR`; build them with `--release` and point
 //! it at `target/release`, else debug builds are measured.
@@ -8,11 +9,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use cryo_e2e::containerd::{CheckpointOptions, CreateTaskRequest};
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::{Lab, Node, binaries};
 use cryo_e2e::runtime::Runtime;
+use cryo_e2e::shims::Usage;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, PYTHON};
 
 /// The bench's own node.
@@ -24,13 +26,34 @@ const ROUNDS: usize = 20;
 /// Memory of the process whose frozen time is measured.
 const HEAP_MIB: usize = 64;
 
+const MIB: f64 = (1 << 20) as f64;
+
 const BOTH: [Runtime; 2] = [Runtime::Cryo, Runtime::Runc];
 
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    times: bool,
+    memory: bool,
+}
+
 fn main() -> anyhow::Result<()> {
-    let rounds = match std::env::args().nth(1) {
-        Some(word) => word.parse().context("the argument is a number of rounds")?,
-        None => ROUNDS,
+    let mut parts = Parts {
+        times: true,
+        memory: true,
     };
+    let mut rounds = ROUNDS;
+    for word in std::env::args().skip(1) {
+        match word.as_str() {
+            "times" => parts.memory = false,
+            "memory" => parts.times = false,
+            number => {
+                rounds = number
+                    .parse()
+                    .context("usage: cryo-bench [times|memory] [ROUNDS]")?;
+            }
+        }
+    }
     if let Some(reason) = Lab::missing(Runtime::Cryo) {
         anyhow::bail!(reason);
     }
@@ -38,10 +61,10 @@ fn main() -> anyhow::Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()?
-        .block_on(run(rounds))
+        .block_on(run(parts, rounds))
 }
 
-async fn run(rounds: usize) -> anyhow::Result<()> {
+async fn run(parts: Parts, rounds: usize) -> anyhow::Result<()> {
     let lab = Arc::new(Lab::up(&[NODE]).await?);
     let mut table = Table::default();
     // Round 0 warms both up and is not counted.
@@ -54,7 +77,7 @@ async fn run(rounds: usize) -> anyhow::Result<()> {
         for runtime in order {
             let cx = Context::new(&format!("bench-{round}"), runtime, Arc::clone(&lab));
             let mut sample = Sample::default();
-            let measured = one_round(&cx, &mut sample).await;
+            let measured = one_round(&cx, parts, &mut sample).await;
             let cleaned = cx.clean_up().await;
             measured.with_context(|| format!("round {round} of {}", runtime.name()))?;
             cleaned?;
@@ -80,14 +103,32 @@ impl Sample {
     fn time(&mut self, what: &'static str, since: Instant) {
         self.0.push((what, since.elapsed().as_secs_f64() * 1e3));
     }
+
+    /// Resident, proportional and private memory, and threads, under these names.
+    fn memory(&mut self, names: [&'static str; 4], usage: &Usage) {
+        let mib = |kib: u64| kib as f64 * 1024.0 / MIB;
+        let values = [
+            mib(usage.rss_kib),
+            mib(usage.pss_kib),
+            mib(usage.private_kib),
+            usage.threads as f64,
+        ];
+        self.0.extend(names.into_iter().zip(values));
+    }
 }
 
-async fn one_round(cx: &Context, sample: &mut Sample) -> anyhow::Result<()> {
+async fn one_round(cx: &Context, parts: Parts, sample: &mut Sample) -> anyhow::Result<()> {
     let node = cx.a()?;
-    lifecycle(cx, node, sample).await?;
-    checkpoint_and_restore(cx, node, sample).await?;
-    frozen_time(cx, node, sample).await?;
-    memory(cx, node, sample).await
+    if parts.times {
+        lifecycle(cx, node, sample).await?;
+        checkpoint_and_restore(cx, node, sample).await?;
+        frozen_time(cx, node, sample).await?;
+        pod_times(cx, node, sample).await?;
+    }
+    if parts.memory {
+        memory(cx, node, sample).await?;
+    }
+    Ok(())
 }
 
 /// A request with our fifos as stdio, made before anything is timed.
@@ -201,55 +242,57 @@ async fn frozen_time(cx: &Context, node: &Node, sample: &mut Sample) -> anyhow::
     Ok(())
 }
 
-/// The memory of what serves a pod with one container: the shim and its helpers, which
-/// are its children outside of the containers' pid namespaces.
-async fn memory(cx: &Context, node: &Node, sample: &mut Sample) -> anyhow::Result<()> {
+async fn pod_times(cx: &Context, node: &Node, sample: &mut Sample) -> anyhow::Result<()> {
     let start = Instant::now();
     let pod = cx.pod(node, cx.runtime().handler()).await?;
     sample.time("RunPodSandbox, ms", start);
     let start = Instant::now();
     let app = pod.run("app", BUSYBOX, &["sh", "-c", COUNTER]).await?;
     sample.time("CreateContainer and StartContainer, ms", start);
-    app.count_to(3).await?;
-    let shims: Vec<u32> = node
-        .processes("containerd-shim")
-        .into_iter()
-        .filter(|pid| {
-            std::fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.split(|b| *b == 0).any(|w| w == pod.id.as_bytes()))
-        })
-        .collect();
-    ensure!(!shims.is_empty(), "no shim of the pod");
-    let mut all = shims.clone();
-    let namespace = std::fs::read_link(format!("/proc/{}/ns/pid", node.pid()))?;
-    for pid in cryo_e2e::lab::pids() {
-        let helper = cryo_e2e::lab::parent(pid).is_some_and(|p| shims.contains(&p))
-            && std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| ns == namespace);
-        if helper && !all.contains(&pid) {
-            all.push(pid);
-        }
+    app.count_to(1).await?;
+    Ok(())
+}
+
+/// The memory of what serves a pod, at rest, on a node that has another one: so the program's own
+/// pages are shared, as on a node in use, and what is private is what one more pod costs.
+async fn memory(cx: &Context, node: &Node, sample: &mut Sample) -> anyhow::Result<()> {
+    let handler = cx.runtime().handler();
+    let neighbour = cx.pod(node, handler).await?;
+    neighbour.run("app", BUSYBOX, &["sleep", "1000"]).await?;
+
+    let pod = cx.pod(node, handler).await?;
+    pod.run("one", BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    let usage = Usage::at_rest(node, &pod.id).await?;
+    sample.memory(
+        [
+            "shim of a pod of 1, RSS, MiB",
+            "shim of a pod of 1, PSS, MiB",
+            "shim of a pod of 1, private, MiB",
+            "shim of a pod of 1, threads",
+        ],
+        &usage,
+    );
+    for name in ["two", "three"] {
+        pod.run(name, BUSYBOX, &["sh", "-c", COUNTER]).await?;
     }
-    let mut total = [0.0; 3];
-    for pid in all {
-        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        for line in rollup.lines() {
-            let mut words = line.split_whitespace();
-            let (Some(key), Some(kib)) = (words.next(), words.next()) else {
-                continue;
-            };
-            let mib = kib.parse::<f64>().unwrap_or(0.0) / 1024.0;
-            match key {
-                "Rss:" => total[0] += mib,
-                "Pss:" => total[1] += mib,
-                "Private_Clean:" | "Private_Dirty:" => total[2] += mib,
-                _ => {}
-            }
-        }
+    let usage = Usage::at_rest(node, &pod.id).await?;
+    sample.memory(
+        [
+            "shim of a pod of 3, RSS, MiB",
+            "shim of a pod of 3, PSS, MiB",
+            "shim of a pod of 3, private, MiB",
+            "shim of a pod of 3, threads",
+        ],
+        &usage,
+    );
+
+    let mut bytes = 0;
+    for program in cx.runtime().programs() {
+        bytes += std::fs::metadata(node.host(program))
+            .with_context(|| format!("{program} of the node"))?
+            .len();
     }
-    let [rss, pss, private] = total;
-    sample.0.push(("a pod's shim, RSS, MiB", rss));
-    sample.0.push(("a pod's shim, PSS, MiB", pss));
-    sample.0.push(("a pod's shim, private, MiB", private));
+    sample.0.push(("programs on disk, MiB", bytes as f64 / MIB));
     Ok(())
 }
 

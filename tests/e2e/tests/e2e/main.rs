@@ -7,6 +7,7 @@ mod checkpoint;
 mod cri;
 mod exec;
 mod failures;
+mod footprint;
 mod lifecycle;
 mod metrics;
 mod pods;
@@ -106,6 +107,10 @@ fn main() -> ExitCode {
         test!(pods::a_killed_shim_ends_its_pod).not_on_runc(
             "the app containers run on without a shim, and the pod can never be removed",
         ),
+        test!(footprint::private_memory_is_a_part_of_the_go_shims)
+            .not_on_runc("it runs both beside each other anyway"),
+        test!(footprint::threads_are_few_at_rest_and_in_a_checkpoint)
+            .fails_on_runc("Go has ten threads and more"),
         test!(checkpoint::from_running_leaves_running),
         test!(checkpoint::with_exit_stops),
         test!(checkpoint::of_a_paused_task_leaves_it_paused),
