@@ -41,7 +41,7 @@ impl Engine for Shells {
     fn create(
         &self,
         target: &Target,
-        _: [Option<OwnedFd>; 3],
+        [_, stdout, stderr]: [Option<OwnedFd>; 3],
         _: CreateOptions,
     ) -> Result<Started, Error> {
         assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
@@ -52,7 +52,12 @@ impl Engine for Shells {
             "until [ -e {} ]; do sleep 0.01; done; {script}",
             gate.display()
         );
-        let child = Command::new("sh").args(["-c", &wait]).spawn().unwrap();
+        let mut command = Command::new("sh");
+        if let (Some(stdout), Some(stderr)) = (stdout, stderr) {
+            command.stdout(stdout).stderr(stderr);
+        }
+        let child = command.args(["-c", &wait]).spawn().unwrap();
+        drop(command);
         self.gates.lock().unwrap().insert(target.id.clone(), gate);
         Ok(started(&child))
     }
@@ -75,6 +80,7 @@ impl Engine for Shells {
             command.stdout(stdout);
         }
         let child = command.args(["-c", &script]).spawn().unwrap();
+        drop(command);
         std::thread::sleep(self.slow_start);
         Ok(started(&child))
     }
@@ -161,6 +167,44 @@ impl Bench {
         );
         std::fs::write(bundle.join("config.json"), spec).unwrap();
         bundle
+    }
+
+    /// A script as a logger; answers its address.
+    fn logger(&self, scheme: &str, script: &str) -> String {
+        let path = self.dir.path().join(format!("logger-{scheme}"));
+        let text = format!("#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n");
+        // Written by another process: a thread that forks meanwhile would make it "busy".
+        let write = "cat >\"$1\"; chmod 755 \"$1\"";
+        let mut child = Command::new("sh")
+            .args(["-c", write, "sh"])
+            .arg(&path)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        // Whoever reaps it: afterwards the file is there.
+        let _ = child.wait();
+        format!("{scheme}://{}", path.display())
+    }
+
+    /// The processes of this bench with `text` in their command line, zombies too.
+    fn running(&self, text: &str) -> Vec<String> {
+        let dir = self.dir.path().display().to_string();
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|e| std::fs::read(e.ok()?.path().join("cmdline")).ok())
+            .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+            .filter(|line| line.contains(text) && line.contains(&dir))
+            .collect()
+    }
+
+    async fn create_to(&self, id: &str, script: &str, logger: &str) -> ttrpc::Result<u32> {
+        let mut request = api::CreateTaskRequest::new();
+        request.id = id.to_owned();
+        request.bundle = self.bundle(id, script).display().to_string();
+        request.stdout = logger.to_owned();
+        request.stderr = logger.to_owned();
+        self.client.create(limit(), &request).await.map(|a| a.pid)
     }
 
     async fn create_in(&self, id: &str, bundle: &Path) -> ttrpc::Result<u32> {
@@ -289,7 +333,7 @@ impl Bench {
 }
 
 fn limit() -> context::Context {
-    context::with_duration(Duration::from_secs(20))
+    context::with_duration(Duration::from_secs(30))
 }
 
 fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
@@ -306,13 +350,17 @@ async fn the_service() {
     lives_and_orders(reaper.clone()).await;
     an_exit_that_beats_the_start(reaper.clone()).await;
     refusals(reaper.clone()).await;
+    every_rpc_answers_by_code(reaper.clone()).await;
     a_panic_is_an_answer_and_leaves_nothing(reaper.clone()).await;
     the_older_name_answers_too(reaper.clone()).await;
     updates_and_stats(reaper.clone()).await;
     execs_live_and_are_told_in_order(reaper.clone()).await;
     execs_are_refused(reaper.clone()).await;
     an_exec_that_ends_before_its_start_is_answered(reaper.clone()).await;
-    the_containers_exit_comes_last(reaper).await;
+    the_containers_exit_comes_last(reaper.clone()).await;
+    loggers_get_all_output(reaper.clone()).await;
+    loggers_that_do_not_start_fail_the_create(reaper.clone()).await;
+    loggers_that_do_not_end_are_ended(reaper).await;
 }
 
 async fn lives_and_orders(reaper: Reaper) {
@@ -393,6 +441,154 @@ async fn refusals(reaper: Reaper) {
     );
     bench.delete("a").await.unwrap();
     assert_eq!(code(bench.status("a").await).0, Code::NOT_FOUND);
+}
+
+/// The RPCs about a container, but for Create.
+const RPCS: [&str; 14] = [
+    "State",
+    "Start",
+    "Delete",
+    "Pids",
+    "Pause",
+    "Resume",
+    "Checkpoint",
+    "Kill",
+    "Exec",
+    "ResizePty",
+    "CloseIO",
+    "Update",
+    "Wait",
+    "Stats",
+];
+
+/// Those that an exec can be named in.
+const EXEC_RPCS: [&str; 7] = [
+    "State",
+    "Start",
+    "Delete",
+    "Kill",
+    "ResizePty",
+    "CloseIO",
+    "Wait",
+];
+
+impl Bench {
+    /// Calls an RPC by its name; `Code::OK` when it works.
+    async fn rpc(&self, name: &str, id: &str, exec_id: &str) -> (Code, String) {
+        macro_rules! call {
+            ($method:ident, $request:ty $(, $field:ident = $value:expr)*) => {{
+                let mut request = <$request>::new();
+                request.id = id.to_owned();
+                $(request.$field = $value;)*
+                self.client.$method(limit(), &request).await.map(drop)
+            }};
+        }
+        let exec = exec_id.to_owned();
+        let result = match name {
+            "State" => call!(state, api::StateRequest, exec_id = exec),
+            "Start" => call!(start, api::StartRequest, exec_id = exec),
+            "Delete" => call!(delete, api::DeleteRequest, exec_id = exec),
+            "Pids" => call!(pids, api::PidsRequest),
+            "Pause" => call!(pause, api::PauseRequest),
+            "Resume" => call!(resume, api::ResumeRequest),
+            "Checkpoint" => self.checkpoint(id).await,
+            "Kill" => call!(kill, api::KillRequest, exec_id = exec, signal = 18),
+            "Exec" => self.exec(id, "new", "true").await,
+            "ResizePty" => call!(resize_pty, api::ResizePtyRequest, exec_id = exec),
+            "CloseIO" => call!(close_io, api::CloseIORequest, exec_id = exec, stdin = true),
+            "Update" => {
+                let mut any = Any::new();
+                any.type_url =
+                    "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned();
+                any.value = b"{}".to_vec();
+                call!(update, api::UpdateTaskRequest, resources = Some(any).into())
+            }
+            "Wait" => call!(wait, api::WaitRequest, exec_id = exec),
+            "Stats" => call!(stats, api::StatsRequest),
+            other => panic!("{other}"),
+        };
+        match result {
+            Ok(()) => (Code::OK, String::new()),
+            Err(error) => code::<()>(Err(error)),
+        }
+    }
+
+    /// Checks the codes of RPCs, and that no other changes anything.
+    async fn answers(&self, state: &str, wanted: &[(&str, Code)]) {
+        for (name, wanted) in wanted {
+            let (code, text) = self.rpc(name, "a", "").await;
+            assert_eq!(code, *wanted, "{name} of a {state} container: {text}");
+        }
+    }
+}
+
+async fn every_rpc_answers_by_code(reaper: Reaper) {
+    const OK: Code = Code::OK;
+    const REFUSED: Code = Code::FAILED_PRECONDITION;
+    let bench = Bench::new(reaper, Shells::default()).await;
+    for name in RPCS {
+        let (unknown, text) = bench.rpc(name, "none", "").await;
+        assert_eq!(unknown, Code::NOT_FOUND, "{name}: {text}");
+        assert!(text.contains("none"), "{name}: {text}");
+    }
+    // Neither of these may fail: containerd would take the shim for dead.
+    let mut request = api::ConnectRequest::new();
+    request.id = "none".to_owned();
+    bench.client.connect(limit(), &request).await.unwrap();
+
+    bench.create("a", "sleep 60").await.unwrap();
+    for name in EXEC_RPCS {
+        let (unknown, text) = bench.rpc(name, "a", "none").await;
+        assert_eq!(unknown, Code::NOT_FOUND, "{name} of an exec: {text}");
+    }
+    let always = [
+        ("State", OK),
+        ("Pids", OK),
+        ("ResizePty", OK),
+        ("CloseIO", OK),
+        ("Stats", OK),
+    ];
+    let created = [
+        ("Pause", REFUSED),
+        ("Resume", REFUSED),
+        ("Checkpoint", REFUSED),
+        ("Exec", REFUSED),
+        ("Update", OK),
+        ("Kill", OK),
+    ];
+    bench.answers("created", &always).await;
+    bench.answers("created", &created).await;
+    bench.start("a").await.unwrap();
+    let running = [
+        ("Start", REFUSED),
+        ("Resume", REFUSED),
+        ("Delete", REFUSED),
+        ("Update", OK),
+        ("Kill", OK),
+        ("Exec", OK),
+        ("Exec", Code::ALREADY_EXISTS),
+    ];
+    bench.answers("running", &always).await;
+    bench.answers("running", &running).await;
+    bench.kill("a", 9).await.unwrap();
+    bench.wait("a").await.unwrap();
+    let stopped = [
+        ("Start", REFUSED),
+        ("Pause", REFUSED),
+        ("Resume", REFUSED),
+        ("Checkpoint", REFUSED),
+        ("Exec", Code::ALREADY_EXISTS),
+        ("Update", REFUSED),
+        ("Kill", Code::NOT_FOUND),
+        ("Wait", OK),
+        ("Delete", OK),
+        ("Delete", Code::NOT_FOUND),
+    ];
+    bench.answers("stopped", &always).await;
+    bench.answers("stopped", &stopped).await;
+    // With containers Shutdown is remembered, without it ends the service.
+    let request = api::ShutdownRequest::new();
+    bench.client.shutdown(limit(), &request).await.unwrap();
 }
 
 async fn a_panic_is_an_answer_and_leaves_nothing(reaper: Reaper) {
@@ -601,4 +797,170 @@ async fn the_containers_exit_comes_last(reaper: Reaper) {
     assert_eq!(exits(&bench.events), ["e", "a"]);
     assert_eq!(bench.wait_exec("a", "e").await.unwrap(), 9);
     bench.delete("a").await.unwrap();
+}
+
+/// Copies both streams, and tells what the logger was given.
+const LOGGER: &str = r#"
+to=$2
+{ echo "id=$CONTAINER_ID ns=$CONTAINER_NAMESPACE args=$*"; ls -l /proc/$$/fd; env; } >"$to.start"
+cat <&4 >"$to.err" 5>&- &
+exec 4<&-
+printf x >&5
+exec 5>&-
+cat <&3 >"$to.out"
+wait
+echo done >"$to.end""#;
+
+async fn loggers_get_all_output(reaper: Reaper) {
+    let bench = Bench::new(reaper, Shells::default()).await;
+    for scheme in ["binary", "binary-v2"] {
+        let logger = bench.logger(scheme, LOGGER);
+        let to = bench.dir.path().join(scheme);
+        let read = |name: &str| {
+            let text = std::fs::read_to_string(to.with_extension(name));
+            text.unwrap_or_else(|e| format!("{name}: {e}"))
+        };
+        let address = format!("{logger}?to={}", to.display());
+        let script = "yes out | head -c 1048576; echo err >&2; exec sleep 60";
+        bench.create_to("a", script, &address).await.unwrap();
+        given(
+            &read("start"),
+            &format!("id=a ns=test args=to {}", to.display()),
+        );
+        bench.start("a").await.unwrap();
+
+        // An exec has one of its own, under its own name.
+        let exec_to = bench.dir.path().join(format!("{scheme}-exec"));
+        let address = format!("{logger}?to={}", exec_to.display());
+        bench
+            .exec_to("a", "e", "echo exec", &address)
+            .await
+            .unwrap();
+        bench.start_exec("a", "e").await.unwrap();
+        bench.wait_exec("a", "e").await.unwrap();
+        bench.delete_exec("a", "e").await.unwrap();
+        let read_exec = |name| std::fs::read_to_string(exec_to.with_extension(name)).unwrap();
+        assert!(read_exec("start").starts_with("id=e ns=test"));
+        assert_eq!(read_exec("out"), "exec\n");
+        assert_eq!(read_exec("end"), "done\n");
+
+        // Its own end, so that all is written.
+        while read("err") != "err\n" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bench.kill("a", 9).await.unwrap();
+        bench.wait("a").await.unwrap();
+        bench.delete("a").await.unwrap();
+        assert_eq!(read("end"), "done\n", "Delete waits for the logger");
+        assert!(
+            read("out") == "out\n".repeat(262_144),
+            "{}",
+            read("out").len()
+        );
+        std::fs::remove_file(bench.dir.path().join("a/gate")).unwrap();
+    }
+}
+
+/// Checks what a logger was started with: arguments, environment, descriptors.
+fn given(seen: &str, wanted: &str) {
+    let (first, rest) = seen.split_once('\n').unwrap();
+    assert_eq!(first, wanted);
+    let shells_own = ["PWD", "OLDPWD", "SHLVL", "_", "PATH"];
+    let mut variables: Vec<_> = rest
+        .lines()
+        .filter_map(|line| line.split_once('=').map(|(name, _)| name))
+        .filter(|name| !shells_own.contains(name))
+        .collect();
+    variables.sort_unstable();
+    assert_eq!(variables, ["CONTAINER_ID", "CONTAINER_NAMESPACE"], "{seen}");
+    let mut numbers = Vec::new();
+    for line in rest.lines() {
+        let Some((number, target)) = line.split_once(" -> ") else {
+            continue;
+        };
+        let number: u32 = number.rsplit(' ').next().unwrap().parse().unwrap();
+        if number >= 10 {
+            // The shell's own: its script, and what it saves beside redirections.
+            assert!(
+                target.contains("/logger-") || target == "/dev/null",
+                "{seen}"
+            );
+            continue;
+        }
+        if number > 2 {
+            assert!(target.starts_with("pipe:"), "{seen}");
+        }
+        numbers.push(number);
+    }
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5], "{seen}");
+}
+
+async fn loggers_that_do_not_start_fail_the_create(reaper: Reaper) {
+    let bench = Bench::new(reaper.clone(), Shells::default()).await;
+    let silent = Bench::new(reaper, Shells::default()).await;
+    let refused = async |bench: &Bench, logger: &str, why: &str| {
+        let (refused, text) = code(bench.create_to("a", "exit 0", logger).await);
+        assert_eq!(refused, Code::FAILED_PRECONDITION, "{text}");
+        assert!(text.contains(why), "{text}");
+        assert!(!bench.dir.path().join("state/test/a").exists());
+    };
+    // As long as the limit, so beside the others.
+    let late = async {
+        let logger = silent.logger("binary-v2", "exec sleep 60");
+        refused(&silent, &logger, "is not ready after").await;
+    };
+    let others = async {
+        for (scheme, script, why) in [
+            (
+                "binary",
+                "exit 3",
+                "ended with status 3 before it was ready",
+            ),
+            (
+                "binary-v2",
+                "exit 0",
+                "ended with status 0 before it was ready",
+            ),
+            ("binary-v2", "exec 5>&-; sleep 60", "without a byte"),
+        ] {
+            refused(&bench, &bench.logger(scheme, script), why).await;
+        }
+        refused(&bench, "binary:///nonexistent/logger", "No such file").await;
+        // An end without a failure is what the older protocol lets pass.
+        let logger = bench.logger("binary", "exit 0");
+        bench.create_to("a", "exit 0", &logger).await.unwrap();
+        bench.delete("a").await.unwrap();
+    };
+    tokio::join!(late, others);
+    assert_eq!(bench.running("logger-"), Vec::<String>::new());
+    assert_eq!(silent.running("logger-"), Vec::<String>::new());
+}
+
+async fn loggers_that_do_not_end_are_ended(reaper: Reaper) {
+    let benches = [
+        // Ends when it is asked to, and only then.
+        (
+            Bench::new(reaper.clone(), Shells::default()).await,
+            "trap 'echo asked >$2; exit 0' TERM; exec 5>&-; while :; do sleep 0.1; done",
+            "asked\n",
+        ),
+        // Does not even then.
+        (
+            Bench::new(reaper, Shells::default()).await,
+            "trap '' TERM; echo deaf >$2; exec 5>&-; while :; do sleep 0.1; done",
+            "deaf\n",
+        ),
+    ];
+    let [one, two] = benches.each_ref().map(async |(bench, script, said)| {
+        let to = bench.dir.path().join("said");
+        let logger = format!("{}?to={}", bench.logger("binary", script), to.display());
+        bench.create_to("a", "exit 0", &logger).await.unwrap();
+        assert_eq!(bench.running("logger-").len(), 1);
+        bench.start("a").await.unwrap();
+        bench.wait("a").await.unwrap();
+        bench.delete("a").await.unwrap();
+        assert_eq!(std::fs::read_to_string(to).unwrap(), *said);
+        assert_eq!(bench.running("logger-"), Vec::<String>::new());
+    });
+    tokio::join!(one, two);
 }

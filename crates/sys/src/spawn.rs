@@ -137,12 +137,14 @@ impl fmt::Display for Exit {
     }
 }
 
-/// A started program. Dropping it kills and reaps what still runs.
+/// A started program. Dropping it kills and reaps what still runs, unless it was
+/// [released](Self::release).
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
     pidfd: OwnedFd,
     exit: Option<Exit>,
+    released: bool,
 }
 
 impl Spawn {
@@ -242,6 +244,7 @@ impl Spawn {
             pid,
             pidfd,
             exit: None,
+            released: false,
         };
 
         let mut bytes = Vec::with_capacity(REPORT_LEN);
@@ -342,6 +345,11 @@ impl Child {
         }
     }
 
+    /// Lets it live on: from now on somebody else waits for it.
+    pub fn release(mut self) {
+        self.released = true;
+    }
+
     fn reap(&mut self, options: WaitIdOptions) -> io::Result<Option<Exit>> {
         if self.exit.is_some() {
             return Ok(self.exit);
@@ -359,7 +367,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.exit.is_none() {
+        if self.exit.is_none() && !self.released {
             let _ = self.kill(Signal::KILL);
             // Bounded: a task in an uninterruptible wait must not take its owner with it.
             let _ = self.wait_timeout(Duration::from_secs(10));

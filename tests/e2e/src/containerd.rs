@@ -226,6 +226,12 @@ pub struct KillRequest {
 pub struct ExecRequest {
     #[prost(string, tag = "1")]
     pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub stdin: String,
+    #[prost(string, tag = "3")]
+    pub stdout: String,
+    #[prost(string, tag = "4")]
+    pub stderr: String,
     #[prost(message, optional, tag = "6")]
     pub spec: Option<Any>,
     #[prost(string, tag = "7")]
@@ -547,10 +553,33 @@ impl Api {
         Ok(())
     }
 
-    pub async fn close_stdin(&self, id: &str) -> Result<(), Status> {
+    pub async fn wait_exec(&self, id: &str, exec_id: &str) -> Result<u32, Status> {
+        let request = ProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+        };
+        let answer: WaitResponse = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Wait", request)
+            .await?;
+        Ok(answer.exit_status)
+    }
+
+    pub async fn delete_exec(&self, id: &str, exec_id: &str) -> Result<DeleteResponse, Status> {
+        let request = ProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+        };
+        self.rpc
+            .call("/containerd.services.tasks.v1.Tasks/DeleteProcess", request)
+            .await
+    }
+
+    /// Of the container's first process, or of an exec if one is named.
+    pub async fn close_stdin(&self, id: &str, exec_id: &str) -> Result<(), Status> {
         let request = CloseIoRequest {
             container_id: id.into(),
-            exec_id: String::new(),
+            exec_id: exec_id.into(),
             stdin: true,
         };
         let _: Empty = self

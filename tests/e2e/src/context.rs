@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::containerd::{Api, CheckpointOptions, CreateTaskRequest, RuncOptions, State};
+use crate::containerd::{
+    Any, Api, CheckpointOptions, CreateTaskRequest, ExecRequest, RuncOptions, State,
+};
 use crate::cri::{
     ContainerConfig, ContainerMetadata, ContainerSecurityContext, ContainerState, ContainerStatus,
     CreateContainerRequest, Cri, ImageSpec, KUBELET_NAMESPACES, LinuxContainerConfig,
@@ -475,6 +477,66 @@ impl Container {
         Ok(())
     }
 
+    /// Starts a shell script as another process of the task, with its output read and, if
+    /// asked for, its stdin from there.
+    ///
+    /// # Errors
+    /// The API's answers.
+    pub async fn exec(&self, exec_id: &str, script: &str, stdin: bool) -> anyhow::Result<Output> {
+        let output = Output::open(&self.node, &format!("{}-{exec_id}", self.id))?;
+        self.exec_to(exec_id, script, |request| {
+            if stdin {
+                request.stdin = output.path("stdin");
+            }
+            request.stdout = output.path("stdout");
+            request.stderr = output.path("stderr");
+        })
+        .await?;
+        Ok(output)
+    }
+
+    /// As [`Container::exec`], with the streams that `set` gives it.
+    ///
+    /// # Errors
+    /// The API's answers.
+    pub async fn exec_to(
+        &self,
+        exec_id: &str,
+        script: &str,
+        set: impl FnOnce(&mut ExecRequest),
+    ) -> anyhow::Result<()> {
+        let process = serde_json::json!({
+            "args": ["sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"],
+            "user": { "uid": 0, "gid": 0 },
+        });
+        let mut request = ExecRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.into(),
+            spec: Some(Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
+                value: process.to_string().into_bytes(),
+            }),
+            ..Default::default()
+        };
+        set(&mut request);
+        self.api.exec(request).await.context("exec")?;
+        self.api
+            .start_exec(&self.id, exec_id)
+            .await
+            .context("start the exec")?;
+        Ok(())
+    }
+
+    /// Waits for the end of an exec, then deletes it; its exit status.
+    ///
+    /// # Errors
+    /// The API's answers.
+    pub async fn finish_exec(&self, exec_id: &str) -> anyhow::Result<u32> {
+        let code = self.api.wait_exec(&self.id, exec_id).await?;
+        self.api.delete_exec(&self.id, exec_id).await?;
+        Ok(code)
+    }
+
     /// Waits for the end of the task, then deletes it; its exit status.
     ///
     /// # Errors
@@ -600,6 +662,11 @@ impl Output {
         self.stdout.text()
     }
 
+    /// How many bytes of stdout came so far.
+    pub fn len(&self) -> usize {
+        lock(&self.stdout.0).bytes.len()
+    }
+
     /// All of stderr so far.
     pub fn stderr(&self) -> String {
         self.stderr.text()
@@ -660,12 +727,21 @@ impl Output {
     /// # Errors
     /// When it does not end within fifteen seconds.
     pub async fn complete(&self) -> anyhow::Result<String> {
+        let bytes = self.complete_bytes().await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// As [`Output::complete`], for what is no text.
+    ///
+    /// # Errors
+    /// As [`Output::complete`].
+    pub async fn complete_bytes(&self) -> anyhow::Result<Vec<u8>> {
         let end = Instant::now() + Duration::from_secs(15);
         loop {
             {
-                let stdout = lock(&self.stdout.0);
+                let mut stdout = lock(&self.stdout.0);
                 if stdout.ended {
-                    return Ok(String::from_utf8_lossy(&stdout.bytes).into_owned());
+                    return Ok(std::mem::take(&mut stdout.bytes));
                 }
                 ensure!(
                     Instant::now() < end,

@@ -309,8 +309,7 @@ fn spawn_shim(
             .map_err(StartError::ShimCgroup)?;
     }
     raise_oom_score(pid);
-    // Dropping it would kill it.
-    std::mem::forget(child);
+    child.release();
     Ok(())
 }
 

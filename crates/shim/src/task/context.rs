@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::reaper::Reaper;
 use super::rootfs;
-use super::stdio::Paths;
+use super::stdio::{Owner, Paths};
 use crate::events::EventSink;
 use crate::options::RuntimeOptions;
 use crate::rpc::{TaskError, with_causes};
@@ -74,6 +74,18 @@ impl Context {
     #[must_use]
     pub fn target(&self) -> Target {
         self.record.target(&self.state_dir())
+    }
+
+    /// Whose the streams of a process are: of the container's first one, or of
+    /// an exec's, with its user as it is on the host.
+    #[must_use]
+    pub fn owner_of<'a>(&'a self, process: &'a str, user: (u32, u32)) -> Owner<'a> {
+        Owner {
+            id: process,
+            namespace: &self.shared.namespace,
+            reaper: &self.shared.reaper,
+            user: self.options.stdio_owner(user),
+        }
     }
 
     /// `/run/cryo/NAMESPACE/ID`

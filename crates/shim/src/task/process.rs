@@ -418,15 +418,13 @@ async fn launch(
     init: Pid,
     init_pidfd: Arc<OwnedFd>,
 ) -> Result<(Started, Stdio), TaskError> {
+    let user = spec::outside(&context.spec, user_of(&request.process));
+    let owner = context.owner_of(&request.id, user);
     let (mut stdio, ends) = if request.terminal {
-        (
-            Stdio::open_for_terminal(&request.paths)?,
-            [const { None }; 3],
-        )
+        let stdio = Stdio::open_for_terminal(&request.paths, &owner).await?;
+        (stdio, [const { None }; 3])
     } else {
-        let user = spec::outside(&context.spec, user_of(&request.process));
-        let owner = context.options.stdio_owner(user);
-        Stdio::open(&request.paths, owner)?
+        Stdio::open(&request.paths, &owner).await?
     };
     let mut started = tokio::task::spawn_blocking(move || {
         let spec = ExecSpec {

@@ -180,15 +180,13 @@ impl Service {
             no_pivot: context.options.no_pivot_root,
             no_new_keyring: context.options.no_new_keyring,
         };
+        let user = spec::outside(&context.spec, spec::user(&context.spec));
+        let owner = context.owner_of(context.id(), user);
         let (mut stdio, ends) = if spec::terminal(&context.spec) {
-            (
-                Stdio::open_for_terminal(&context.paths)?,
-                [const { None }; 3],
-            )
+            let stdio = Stdio::open_for_terminal(&context.paths, &owner).await?;
+            (stdio, [const { None }; 3])
         } else {
-            let user = spec::outside(&context.spec, spec::user(&context.spec));
-            let owner = context.options.stdio_owner(user);
-            Stdio::open(&context.paths, owner)?
+            Stdio::open(&context.paths, &owner).await?
         };
         if context.checkpoint.is_some() {
             return Container::adopt(Arc::clone(context), stdio, ends, None);

@@ -226,6 +226,7 @@ pub(crate) async fn ids_and_states_are_checked(cx: Context) -> anyhow::Result<()
             value: br#"{"args":["sleep","1000"],"cwd":"/","env":["PATH=/bin"],"user":{"uid":0,"gid":0}}"#
                 .to_vec(),
         }),
+        ..Default::default()
     }
     };
     let api = &container.api;
