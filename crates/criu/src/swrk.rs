@@ -125,6 +125,15 @@ impl Abort {
         // Only a counter at its limit refuses, and then it is triggered.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
+
+    /// Whether somebody has triggered it.
+    #[must_use]
+    pub fn is_triggered(&self) -> bool {
+        matches!(
+            scm::wait_readable(self.0.as_fd(), &[], Some(Duration::ZERO)),
+            Ok(Ready::Message)
+        )
+    }
 }
 
 impl Criu {
@@ -548,10 +557,7 @@ impl Worker {
         }
         if control.deadline.is_some_and(|d| d <= Instant::now()) {
             self.ending = Some(Ending::Deadline);
-        } else if let Some(abort) = control.abort
-            && let Ok(Ready::Message) =
-                scm::wait_readable(abort.0.as_fd(), &[], Some(Duration::ZERO))
-        {
+        } else if control.abort.is_some_and(Abort::is_triggered) {
             self.ending = Some(Ending::Cancelled);
         }
     }

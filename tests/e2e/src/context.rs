@@ -143,6 +143,23 @@ impl Context {
         Ok(path)
     }
 
+    /// Binds a fresh folder over a path of the node, which comes back after the test; the
+    /// folder's path is the node's.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub async fn cover(&self, node: &Node, path: &str) -> anyhow::Result<String> {
+        let folder = self.folder(node, "cover")?;
+        node.exec(&["mount", "--bind", &folder, path])
+            .await?
+            .success()?;
+        self.made(Made::Mount {
+            node: node.clone(),
+            path: path.into(),
+        });
+        Ok(folder)
+    }
+
     /// Registers an image for removal.
     pub fn image(&self, node: &Node, name: &str) {
         self.made(Made::Image {
@@ -663,7 +680,7 @@ impl Output {
     }
 
     /// How many bytes of stdout came so far.
-    pub fn len(&self) -> usize {
+    pub fn received(&self) -> usize {
         lock(&self.stdout.0).bytes.len()
     }
 

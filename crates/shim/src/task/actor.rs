@@ -28,7 +28,7 @@ use crate::rpc::TaskError;
 
 /// A pause this short before a checkpoint was made for it. The client that made
 /// it resumes with the checkpoint's deadline, and so never does once that has
-/// passed.
+/// passed; nor does a containerd that was restarted meanwhile.
 const PAUSED_FOR_CHECKPOINT: Duration = Duration::from_secs(2);
 
 /// How long Delete waits for a killed process.
@@ -301,9 +301,8 @@ impl Actor {
         };
         let path = request.images.clone();
         let for_this = |at: Instant| paused && at.elapsed() < PAUSED_FOR_CHECKPOINT;
-        let give_up = request
-            .deadline
-            .filter(|_| self.paused_at.is_some_and(for_this));
+        let made_for_it = self.paused_at.is_some_and(for_this);
+        let (deadline, client_gone) = (request.deadline, request.client_gone.clone());
         // CRIU is a child for a while, and nobody's to sweep.
         let hold = self.context.shared.reaper.hold();
         self.beside(
@@ -313,7 +312,9 @@ impl Actor {
             },
             move |result| Done::Checkpointed {
                 path,
-                abandoned: give_up.is_some_and(|deadline| deadline <= Instant::now()),
+                abandoned: made_for_it
+                    && (deadline.is_some_and(|deadline| deadline <= Instant::now())
+                        || client_gone.is_some_and(|client| client.is_triggered())),
                 result,
                 reply,
             },
@@ -519,7 +520,7 @@ impl Actor {
                 if abandoned && self.state.phase() == Phase::Paused {
                     tracing::warn!(
                         id = self.context.id(),
-                        "the checkpoint's client is late: resuming for it"
+                        "the checkpoint's client is late or gone: resuming for it"
                     );
                     self.switch(Op::Resume, exec::unheard());
                 }

@@ -68,6 +68,7 @@ pub fn run(
         };
         let control = Control {
             deadline: request.deadline,
+            abort: request.client_gone.as_deref(),
             ..Control::default()
         };
         let _frozen = Frozen::new(context, paused)?;

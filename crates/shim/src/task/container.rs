@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cryo_criu::Abort;
 use cryo_engine::Started;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -53,6 +54,8 @@ pub struct CheckpointRequest {
     pub empty_namespaces: Vec<String>,
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
+    /// Triggered when the client has gone: its connection has ended.
+    pub client_gone: Option<Arc<Abort>>,
 }
 
 /// A process of the container.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim::oci;
 use containerd_shim_protos::shim_async::Task;
+use cryo_criu::Abort;
 use cryo_engine::CreateOptions;
 use cryo_engine::cgroup::Cgroups;
 use cryo_engine::spec;
@@ -336,6 +337,7 @@ fn checkpoint_request(
             .ok()
             .filter(|n| *n > 0)
             .map(|n| Instant::now() + Duration::from_nanos(n)),
+        client_gone: None,
     })
 }
 
@@ -359,6 +361,35 @@ fn exec_request(request: api::ExecProcessRequest) -> Result<ExecRequest, TaskErr
         },
         terminal: request.terminal,
     })
+}
+
+/// Dropped before the answer it says that the client has gone: ttrpc drops a
+/// handler with its connection.
+struct ClientWatch {
+    gone: Arc<Abort>,
+    answered: bool,
+}
+
+impl ClientWatch {
+    fn new() -> Result<Self, TaskError> {
+        let gone = Abort::new().map_err(|e| TaskError::io("cannot watch the client", &e))?;
+        Ok(Self {
+            gone: Arc::new(gone),
+            answered: false,
+        })
+    }
+
+    fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for ClientWatch {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.gone.trigger();
+        }
+    }
 }
 
 /// What tells clients which process is whose.
@@ -544,12 +575,17 @@ impl Task for Service {
     ) -> ttrpc::Result<Empty> {
         let service = self.clone();
         let timeout_nano = ctx.timeout_nano;
-        guarded("Checkpoint", async move {
-            let request = checkpoint_request(&req, timeout_nano)?;
+        let watch = ClientWatch::new()?;
+        let client_gone = Some(Arc::clone(&watch.gone));
+        let answer = guarded("Checkpoint", async move {
+            let mut request = checkpoint_request(&req, timeout_nano)?;
+            request.client_gone = client_gone;
             service.find(&req.id)?.checkpoint(request).await?;
             Ok::<_, TaskError>(Empty::new())
         })
-        .await
+        .await;
+        watch.answered();
+        answer
     }
 
     async fn kill(&self, _: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<Empty> {

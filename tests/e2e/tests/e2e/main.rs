@@ -14,6 +14,7 @@ mod pods;
 mod restart;
 mod restore;
 mod stdio;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,10 @@ const NO_CONFIGURATION: &str =
 /// Why the last event of a container is not waited for with the Go shim.
 const DELETE_EVENT_LOST: &str =
     "the Go shim ends after Delete without waiting for its event to be taken: it is lost at times";
+
+/// Why a container that waits for its restore does not outlive containerd with the Go shim.
+const RESTORE_FORGOTTEN: &str =
+    "the Go shim lists no pids of a task that waits for its restore: containerd throws it away";
 
 /// Checks the events of a deleted container: `wanted`, then `delete`, and nothing else.
 async fn ended_with(
@@ -176,5 +181,14 @@ fn main() -> ExitCode {
         test!(restart::an_exit_while_containerd_is_away_is_seen).alone(),
         test!(restart::pods_live_through_sigkill).alone(),
         test!(restart::restored_containers_live_through_it).alone(),
+        test!(restart::every_phase_outlives_a_killed_containerd)
+            .alone()
+            .fails_on_runc(RESTORE_FORGOTTEN),
+        test!(restart::what_never_ran_is_deleted_after_it)
+            .alone()
+            .fails_on_runc(RESTORE_FORGOTTEN),
+        test!(upgrade::of_the_shim_under_running_pods)
+            .alone()
+            .not_on_runc("the Go shim is the node's own program, in a root that all nodes share"),
     ])
 }

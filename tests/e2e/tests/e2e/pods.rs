@@ -8,7 +8,7 @@ use cryo_e2e::{lab::Node, runtime::Runtime};
 
 /// The processes of the node that serve this pod: command lines with the shim's name and
 /// the sandbox's id.
-fn shims_of(node: &Node, runtime: Runtime, pod: &str) -> Vec<u32> {
+pub(crate) fn shims_of(node: &Node, runtime: Runtime, pod: &str) -> Vec<u32> {
     let Ok(processes) = std::fs::read_dir(node.host("/proc")) else {
         return Vec::new();
     };

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
-use cryo_e2e::context::Context;
+use cryo_e2e::context::{Context, Output};
 use cryo_e2e::cri::ContainerState;
-use cryo_e2e::workload::{BUSYBOX, COUNTER, consecutive, goes_on};
+use cryo_e2e::lab::Node;
+use cryo_e2e::workload::{BUSYBOX, COUNTER, consecutive, goes_on, numbers};
+use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) async fn containers_live_through_sigterm(cx: Context) -> anyhow::Result<()> {
     live_through(&cx, false).await
@@ -144,5 +146,113 @@ pub(crate) async fn restored_containers_live_through_it(cx: Context) -> anyhow::
     goes_on(&before, &output.count_on(3).await?)?;
     let code = container.kill_and_delete().await?;
     ensure!(code == 137, "exit code {code}");
+    Ok(())
+}
+
+/// Stops the first `criu` of the node that appears, which holds the operation up.
+async fn stop_criu(node: &Node) -> anyhow::Result<Pid> {
+    let end = std::time::Instant::now() + Duration::from_secs(15);
+    loop {
+        if let Some(pid) = node.processes("criu").first()
+            && let Some(pid) = Pid::from_raw(pid.cast_signed())
+        {
+            kill_process(pid, Signal::STOP)?;
+            return Ok(pid);
+        }
+        ensure!(std::time::Instant::now() < end, "criu does not run");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A container in each phase, then containerd is killed and comes back: each is in its
+/// phase, and goes on from there.
+pub(crate) async fn every_phase_outlives_a_killed_containerd(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let image = cx.folder(node, "image")?;
+    let (prepared, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(3).await?;
+    prepared.checkpoint(&image, true).await?;
+    prepared.finish().await?;
+    let before = numbers(&output.complete().await?);
+    let prepared_output = prepared.create_from(Some(&image)).await?;
+
+    let created = cx.container(node, BUSYBOX, &["sleep", "1000"]).await?;
+    let _created_output = created.create().await?;
+    let (running, running_output) = cx.shell(node, COUNTER).await?;
+    let (paused, paused_output) = cx.shell(node, COUNTER).await?;
+    let (dumped, dumped_output) = cx.shell(node, COUNTER).await?;
+    for output in [&running_output, &paused_output, &dumped_output] {
+        output.count_to(2).await?;
+    }
+    paused.api.pause(&paused.id).await?;
+    let (stopped, _stopped_output) = cx.shell(node, "exit 5").await?;
+    stopped.wait_for(State::Stopped).await?;
+
+    // As every client does, ctr pauses, checkpoints and would resume.
+    let half = cx.folder(node, "half")?;
+    let client = {
+        let (node, id, half) = (node.clone(), dumped.id.clone(), half.clone());
+        tokio::spawn(async move {
+            let command = ["ctr", "task", "checkpoint", "--image-path", &half, &id];
+            node.exec(&command).await
+        })
+    };
+    let criu = stop_criu(node).await?;
+    let killed = node.stop_containerd(true).await;
+    kill_process(criu, Signal::CONT)?;
+    killed?;
+    client.await??.failure()?;
+    node.start_containerd().await?;
+
+    for (container, state) in [
+        (&prepared, State::Created),
+        (&created, State::Created),
+        (&running, State::Running),
+        (&paused, State::Paused),
+        (&stopped, State::Stopped),
+    ] {
+        container.expect(state).await?;
+    }
+    dumped.wait_for(State::Running).await?;
+    let left = std::fs::read_dir(node.host(&half)).map_or(0, Iterator::count);
+    ensure!(left == 0, "{left} files of half a checkpoint");
+    paused.api.resume(&paused.id).await?;
+    prepared.start().await?;
+    goes_on(&before, &prepared_output.count_to(2).await?)?;
+    created.start().await?;
+    for output in [&running_output, &paused_output, &dumped_output] {
+        consecutive(&output.count_on(3).await?)?;
+    }
+    // The one whose checkpoint was cut off can be checkpointed.
+    let whole = cx.folder(node, "whole")?;
+    dumped.checkpoint(&whole, false).await?;
+    ensure!(node.host(&whole).join("inventory.img").exists());
+    let code = stopped.finish().await?;
+    ensure!(code == 5, "exit code {code}");
+    for container in [&prepared, &created, &running, &paused, &dumped] {
+        let code = container.kill_and_delete().await?;
+        ensure!(code == 137, "exit code {code}");
+    }
+    Ok(())
+}
+
+/// Also what is created, and restored, but never started goes away.
+pub(crate) async fn what_never_ran_is_deleted_after_it(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let image = cx.folder(node, "image")?;
+    let (prepared, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    prepared.checkpoint(&image, true).await?;
+    prepared.finish().await?;
+    let _prepared_output = prepared.create_from(Some(&image)).await?;
+    let created = cx.container(node, BUSYBOX, &["true"]).await?;
+    let _created_output: Output = created.create().await?;
+
+    node.restart_containerd(true).await?;
+
+    prepared.expect(State::Created).await?;
+    created.expect(State::Created).await?;
+    prepared.api.delete(&prepared.id).await?;
+    created.kill_and_delete().await?;
     Ok(())
 }

@@ -152,11 +152,11 @@ pub(crate) async fn a_hundred_mebibytes_are_unharmed(cx: Context) -> anyhow::Res
     container.start().await?;
     // It waits for the end of its input, so that /data can be read.
     let end = Instant::now() + Duration::from_secs(60);
-    while output.len() < 100 << 20 {
+    while output.received() < 100 << 20 {
         ensure!(
             Instant::now() < end,
             "{} bytes within a minute",
-            output.len()
+            output.received()
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
