@@ -38,7 +38,8 @@ pub mod start;
 
 pub use daemon::Daemon;
 pub use start::{
-    DEFAULT_SOCKET_DIR, StartEnv, StartError, socket_dir_of, start, write_shim_binary_path,
+    DEFAULT_SOCKET_DIR, StartEnv, StartError, socket_dir_of, start, state_root_of,
+    write_shim_binary_path,
 };
 
 /// stdin of `start` is at most this long; options are a few hundred bytes.

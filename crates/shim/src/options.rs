@@ -5,17 +5,12 @@
 //! `runtimeoptions.v1.Options`, which carries the same keys as TOML. They are
 //! of the node's owner, not of whoever makes a pod.
 //!
-//! | key | what cryo does |
-//! |---|---|
-//! | `NoPivotRoot`, `NoNewKeyring` | as runc |
-//! | `IoUid`, `IoGid` | owner of the container's streams, if not 0 |
-//! | `ShimCgroup` | the shim moves there |
-//! | `CriuWorkPath` | log and statistics of a restore go there |
-//! | `CriuImagePath` | nothing: containerd names the same path as the checkpoint |
-//! | `SystemdCgroup` | refused: cryo makes cgroups itself |
-//! | `BinaryName`, `Root` | nothing: there is no other binary, and state is in `/run/cryo` |
+//! What cryo does with each of them is in `docs/configuration.md`, which a test
+//! here compares with the fields of `containerd.runc.v1.Options`.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Component, Path, PathBuf};
 
 use containerd_shim_protos::shim::oci;
 use prost::Message as _;
@@ -43,7 +38,12 @@ pub struct RuntimeOptions {
     pub systemd_cgroup: bool,
     /// Where log and statistics of a restore go.
     pub criu_work_path: String,
+    /// Where state is, instead of `/run/cryo`.
+    pub root: String,
 }
+
+/// The file of a `ConfigPath` is at most this long.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// `runtimeoptions.v1.Options`
 #[derive(Clone, PartialEq, prost::Message)]
@@ -54,6 +54,25 @@ struct Generic {
     config_path: String,
     #[prost(bytes = "vec", tag = "3")]
     config_body: Vec<u8>,
+}
+
+impl Generic {
+    /// The options' TOML: in the message, or in the file that it names.
+    fn body(self) -> Result<Vec<u8>, TaskError> {
+        if !self.config_body.is_empty() || self.config_path.is_empty() {
+            return Ok(self.config_body);
+        }
+        let mut body = Vec::new();
+        File::open(&self.config_path)
+            .and_then(|file| file.take(MAX_CONFIG_BYTES).read_to_end(&mut body))
+            .map_err(|e| {
+                TaskError::io(
+                    format_args!("cannot read the runtime options of {}", self.config_path),
+                    &e,
+                )
+            })?;
+        Ok(body)
+    }
 }
 
 impl RuntimeOptions {
@@ -72,7 +91,8 @@ impl RuntimeOptions {
                 .map_err(|e| bad(&e))?,
             Some("runtimeoptions.v1.Options") => {
                 let generic = Generic::decode(&*any.value).map_err(|e| bad(&e))?;
-                let body = std::str::from_utf8(&generic.config_body).map_err(|e| bad(&e))?;
+                let body = generic.body()?;
+                let body = std::str::from_utf8(&body).map_err(|e| bad(&e))?;
                 toml::from_str(body).map_err(|e| bad(&e))?
             }
             _ => Self::default(),
@@ -82,7 +102,22 @@ impl RuntimeOptions {
                 "the runtime option SystemdCgroup is not supported by cryo: set it to false for this runtime, and cgroupDriver to cgroupfs".to_owned(),
             ));
         }
+        if let Some(root) = options.state_root() {
+            let plain = |c| matches!(c, Component::RootDir | Component::Normal(_));
+            if !root.is_absolute() || !root.components().all(plain) || root.parent().is_none() {
+                return Err(TaskError::InvalidArgument(format!(
+                    "the runtime option Root {:?} is not possible: name an absolute path without .., other than /",
+                    options.root
+                )));
+            }
+        }
         Ok(options)
+    }
+
+    /// Where state is to be, if the options say.
+    #[must_use]
+    pub fn state_root(&self) -> Option<&Path> {
+        (!self.root.is_empty()).then(|| Path::new(&self.root))
     }
 
     /// The owner of the streams of a container whose process is `user`.
@@ -109,6 +144,7 @@ impl From<oci::Options> for RuntimeOptions {
             io_gid: options.io_gid,
             systemd_cgroup: options.systemd_cgroup,
             criu_work_path: options.criu_work_path,
+            root: options.root,
         }
     }
 }
@@ -119,6 +155,8 @@ fn bad(error: &dyn std::fmt::Display) -> TaskError {
 
 #[cfg(test)]
 mod tests {
+    use protobuf::MessageFull as _;
+
     use super::*;
 
     fn any(type_url: &str, value: Vec<u8>) -> Any {
@@ -136,19 +174,132 @@ mod tests {
         any("runtimeoptions.v1.Options", generic.encode_to_vec())
     }
 
+    /// Field by field: runc's form, the TOML of the generic one, and what it does.
+    type Row = (fn(&mut oci::Options), &'static str, fn(&mut RuntimeOptions));
+
     #[test]
-    fn both_types_say_the_same() {
-        let mut runc = oci::Options::new();
-        runc.no_new_keyring = true;
-        runc.shim_cgroup = "/shims".to_owned();
-        runc.io_uid = 7;
-        let runc = any("containerd.runc.v1.Options", runc.write_to_bytes().unwrap());
-        let toml =
-            generic("BinaryName = 'x'\nNoNewKeyring = true\nShimCgroup = '/shims'\nIoUid = 7\n");
-        let options = RuntimeOptions::parse(Some(&runc)).unwrap();
-        assert_eq!(options, RuntimeOptions::parse(Some(&toml)).unwrap());
-        assert_eq!(options.stdio_owner((1, 2)), (7, 2));
-        assert!(options.no_new_keyring && !options.no_pivot_root);
+    fn every_field_has_the_same_effect_in_both_types() {
+        let table: [Row; 13] = [
+            (
+                |o| o.no_pivot_root = true,
+                "NoPivotRoot = true",
+                |w| {
+                    w.no_pivot_root = true;
+                },
+            ),
+            (
+                |o| o.no_new_keyring = true,
+                "NoNewKeyring = true",
+                |w| {
+                    w.no_new_keyring = true;
+                },
+            ),
+            (
+                |o| o.shim_cgroup = "/s".into(),
+                "ShimCgroup = '/s'",
+                |w| {
+                    w.shim_cgroup = "/s".into();
+                },
+            ),
+            (|o| o.io_uid = 7, "IoUid = 7", |w| w.io_uid = 7),
+            (|o| o.io_gid = 8, "IoGid = 8", |w| w.io_gid = 8),
+            (
+                |o| o.root = "/r/x".into(),
+                "Root = '/r/x'",
+                |w| {
+                    w.root = "/r/x".into();
+                },
+            ),
+            (
+                |o| o.criu_work_path = "/w".into(),
+                "CriuWorkPath = '/w'",
+                |w| {
+                    w.criu_work_path = "/w".into();
+                },
+            ),
+            // Without effect.
+            (
+                |o| o.systemd_cgroup = false,
+                "SystemdCgroup = false",
+                |_| {},
+            ),
+            (|o| o.binary_name = "x".into(), "BinaryName = 'x'", |_| {}),
+            (
+                |o| o.criu_image_path = "/i".into(),
+                "CriuImagePath = '/i'",
+                |_| {},
+            ),
+            (
+                |o| o.task_api_address = "a".into(),
+                "TaskApiAddress = 'a'",
+                |_| {},
+            ),
+            (|o| o.task_api_version = 3, "TaskApiVersion = 3", |_| {}),
+            (|_| {}, "Whatever = { is = 'new' }", |_| {}),
+        ];
+        for (set, toml, expect) in table {
+            let mut runc = oci::Options::new();
+            set(&mut runc);
+            let runc = any("containerd.runc.v1.Options", runc.write_to_bytes().unwrap());
+            let mut wanted = RuntimeOptions::default();
+            expect(&mut wanted);
+            assert_eq!(
+                RuntimeOptions::parse(Some(&runc)).unwrap(),
+                wanted,
+                "{toml}"
+            );
+            let parsed = RuntimeOptions::parse(Some(&generic(toml))).unwrap();
+            assert_eq!(parsed, wanted, "{toml}");
+        }
+    }
+
+    #[test]
+    fn every_field_is_documented() {
+        let docs = include_str!("../../../docs/configuration.md");
+        let (_, section) = docs.split_once("## Options of the runtime").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        for field in oci::Options::descriptor().fields() {
+            let name: String = field
+                .name()
+                .split('_')
+                .map(|word| word[..1].to_uppercase() + &word[1..])
+                .collect();
+            assert!(section.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_config_path_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "IoUid = 9\n").unwrap();
+        let mut message = Generic {
+            config_path: file.path().to_str().unwrap().to_owned(),
+            ..Generic::default()
+        };
+        let parse = |message: &Generic| {
+            RuntimeOptions::parse(Some(&any(
+                "runtimeoptions.v1.Options",
+                message.encode_to_vec(),
+            )))
+        };
+        assert_eq!(parse(&message).unwrap().io_uid, 9);
+        message.config_body = b"IoUid = 1".to_vec();
+        assert_eq!(parse(&message).unwrap().io_uid, 1, "the body comes first");
+        message.config_body.clear();
+        message.config_path = "/nonexistent/options.toml".to_owned();
+        let text = parse(&message).unwrap_err().to_string();
+        assert!(text.contains("/nonexistent/options.toml"), "{text}");
+    }
+
+    #[test]
+    fn stream_owners() {
+        let options = |io_uid, io_gid| RuntimeOptions {
+            io_uid,
+            io_gid,
+            ..RuntimeOptions::default()
+        };
+        assert_eq!(options(0, 0).stdio_owner((1, 2)), (1, 2));
+        assert_eq!(options(7, 0).stdio_owner((1, 2)), (7, 2));
     }
 
     #[test]
@@ -171,6 +322,9 @@ mod tests {
             any("runtimeoptions.v1.Options", vec![0xff]),
             generic("IoUid = 'seven'"),
             generic("SystemdCgroup = true"),
+            generic("Root = 'relative'"),
+            generic("Root = '/a/../b'"),
+            generic("Root = '/'"),
         ] {
             let error = RuntimeOptions::parse(Some(&bad)).unwrap_err();
             assert!(matches!(error, TaskError::InvalidArgument(_)), "{error}");

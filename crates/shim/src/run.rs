@@ -57,7 +57,7 @@ fn serve(flags: &Flags) -> Result<(), BoxError> {
             engine: Arc::new(zygote),
             events: publisher.clone(),
             reaper,
-            state_root: PathBuf::from(STATE_ROOT),
+            state_root: state_root(Path::new(".")),
             config: PathBuf::from(config::PATH),
         }));
         tokio::spawn(async move {
@@ -82,6 +82,11 @@ fn serve(flags: &Flags) -> Result<(), BoxError> {
     })
 }
 
+/// Where the state of a shim is that was started for this bundle.
+fn state_root(bundle: &Path) -> PathBuf {
+    bootstrap::state_root_of(bundle).unwrap_or_else(|| PathBuf::from(STATE_ROOT))
+}
+
 fn publisher(flags: &Flags) -> Arc<Publisher> {
     let address =
         std::env::var("TTRPC_ADDRESS").unwrap_or_else(|_| format!("{}.ttrpc", flags.address));
@@ -95,7 +100,8 @@ fn publisher(flags: &Flags) -> Arc<Publisher> {
 /// `delete`: containerd calls it when the shim's connection has ended.
 fn clean_up(flags: &Flags) -> Result<DeleteResponse, BoxError> {
     let zygote = Zygote::spawn()?;
-    let removed = delete::run(Path::new(STATE_ROOT), &flags.namespace, &flags.id, &zygote)?;
+    let state_root = state_root(&flags.bundle);
+    let removed = delete::run(&state_root, &flags.namespace, &flags.id, &zygote)?;
     // The dead shim could not; if it was of a group, this is the group's id.
     let dir = bootstrap::socket_dir_of(&flags.bundle);
     let socket = socket::path(&dir, &flags.address, &flags.namespace, &flags.id)?;

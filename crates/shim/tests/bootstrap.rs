@@ -66,6 +66,8 @@ impl Task for Service {
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             version: std::env::var("CRYO_LOG_LEVEL").unwrap_or_default(),
+            // Room for one more thing that a test wants to know.
+            task_pid: u32::from(cryo_sys::process::core_scheduling_cookie().is_some()),
             ..Default::default()
         })
     }
@@ -107,6 +109,14 @@ fn tests(args: &[OsString]) -> ExitCode {
             concurrent_starts_make_one_shim,
         ),
         ("every_form_of_stdin", every_form_of_stdin),
+        (
+            "the_option_root_is_left_for_later",
+            the_option_root_is_left_for_later,
+        ),
+        (
+            "core_scheduling_is_given_or_refused",
+            core_scheduling_is_given_or_refused,
+        ),
         ("containerd_1_7", containerd_1_7),
         ("failures_go_to_stderr", failures_go_to_stderr),
         (
@@ -218,11 +228,16 @@ fn run(bundle: &Path, id: &str, action: &[&str], stdin: &[u8]) -> Output {
 }
 
 fn run_with(cwd: &Path, args: &[&str], stdin: &[u8]) -> Output {
+    run_in(cwd, args, stdin, &[])
+}
+
+fn run_in(cwd: &Path, args: &[&str], stdin: &[u8], env: &[(&str, &str)]) -> Output {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(args)
         .current_dir(cwd)
         .env("TTRPC_ADDRESS", "/run/c.sock.ttrpc")
         .env("KEPT", "kept")
+        .envs(env.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -448,6 +463,65 @@ fn every_form_of_stdin() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(text.contains(want), "{text}");
     }
+}
+
+fn the_option_root_is_left_for_later() {
+    let node = Node::new();
+    let bundle = node.bundle("c1", "{}");
+    assert_eq!(bootstrap::state_root_of(&bundle), None);
+    let with_root = |root: &str| {
+        let mut params = node.params("c1");
+        let mut value = vec![7 << 3 | 2, u8::try_from(root.len()).unwrap()];
+        value.extend(root.as_bytes());
+        params.extensions.push(Extension {
+            value: MessageField::some(Any {
+                type_url: "containerd.runc.v1.Options".into(),
+                value,
+                ..Any::default()
+            }),
+            ..Default::default()
+        });
+        run(&bundle, "c1", &["start"], &params.write_to_bytes().unwrap())
+    };
+    let refused = with_root("relative");
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("option Root \"relative\""), "{text}");
+    assert!(!node.sockets().exists());
+    let address = address(&with_root("/run/other"));
+    node.addresses.lock().unwrap().push(address);
+    let root = bootstrap::state_root_of(&bundle);
+    assert_eq!(root.as_deref(), Some(Path::new("/run/other")));
+}
+
+fn core_scheduling_is_given_or_refused() {
+    // A thread of its own: there the cookie ends with it.
+    let here = std::thread::spawn(cryo_sys::process::new_core_scheduling_cookie);
+    let here = here.join().unwrap();
+    let node = Node::new();
+    let bundle = node.bundle("c1", "{}");
+    let args = [
+        "-namespace",
+        "default",
+        "-address",
+        "/run/c.sock",
+        "-id",
+        "c1",
+        "start",
+    ];
+    let stdin = node.params("c1").write_to_bytes().unwrap();
+    let output = run_in(&bundle, &args, &stdin, &[("SCHED_CORE", "1")]);
+    if let Err(error) = here {
+        println!("no core scheduling here: {error}");
+        assert!(!output.status.success());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("core scheduling cookie"), "{text}");
+        assert!(text.contains("CONFIG_SCHED_CORE"), "{text}");
+        assert_eq!(fs::read_dir(node.sockets()).unwrap().count(), 0);
+        return;
+    }
+    let address = address(&output);
+    node.addresses.lock().unwrap().push(address.clone());
+    assert_eq!(connect(&address).task_pid, 1, "no cookie");
 }
 
 fn containerd_1_7() {

@@ -414,6 +414,16 @@ async fn refusals(reaper: Reaper) {
         code(bench.create_in("../x", Path::new("/tmp")).await).0,
         Code::INVALID_ARGUMENT
     );
+    let mut elsewhere = api::CreateTaskRequest::new();
+    elsewhere.id = "b".to_owned();
+    elsewhere.bundle = bench.bundle("b", "exit 0").display().to_string();
+    let mut options = Any::new();
+    options.type_url = "containerd.runc.v1.Options".to_owned();
+    options.value = [&[7 << 3 | 2, 6][..], b"/other"].concat();
+    elsewhere.options = Some(options).into();
+    let (root, text) = code(bench.client.create(limit(), &elsewhere).await);
+    assert_eq!(root, Code::INVALID_ARGUMENT, "{text}");
+    assert!(text.contains("Root is /other"), "{text}");
     let (no_spec, text) = code(bench.create_in("bare", bench.dir.path()).await);
     assert_eq!(no_spec, Code::INVALID_ARGUMENT, "{text}");
     assert!(text.contains("config.json"), "{text}");

@@ -308,6 +308,49 @@ fn sealed_self_exe() -> io::Result<OwnedFd> {
     Ok(mem.into())
 }
 
+/// Gives this thread, and what it forks, a core scheduling cookie of its own:
+/// no other process shares a core's threads with them at the same time.
+///
+/// # Errors
+///
+/// `EINVAL` from a kernel without core scheduling, `ENODEV` on a machine whose
+/// cores have one thread.
+pub fn new_core_scheduling_cookie() -> io::Result<()> {
+    // SAFETY: PR_SCHED_CORE_CREATE takes numbers and touches no memory.
+    let rc = unsafe {
+        libc::prctl(
+            libc::PR_SCHED_CORE,
+            libc::PR_SCHED_CORE_CREATE,
+            0,
+            libc::PR_SCHED_CORE_SCOPE_THREAD,
+            0,
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The calling thread's core scheduling cookie; `None` if it has none, or the
+/// kernel knows of none.
+#[must_use]
+pub fn core_scheduling_cookie() -> Option<u64> {
+    let mut cookie = 0u64;
+    // SAFETY: `cookie` is valid for the 8 bytes that the kernel writes.
+    let rc = unsafe {
+        libc::prctl(
+            libc::PR_SCHED_CORE,
+            libc::PR_SCHED_CORE_GET,
+            0,
+            libc::PR_SCHED_CORE_SCOPE_THREAD,
+            std::ptr::from_mut(&mut cookie),
+        )
+    };
+    (rc == 0 && cookie != 0).then_some(cookie)
+}
+
 /// Gives this process, and what it forks, a new session keyring of that name.
 /// A kernel without keyrings has none to share, so that is no error.
 ///
@@ -386,6 +429,20 @@ mod tests {
             new_session_keyring("a\0b").unwrap_err().kind(),
             io::ErrorKind::InvalidInput
         );
+    }
+
+    #[test]
+    fn a_core_scheduling_cookie_is_had_or_refused() {
+        let thread = std::thread::spawn(|| match new_core_scheduling_cookie() {
+            Ok(()) => assert!(core_scheduling_cookie().is_some()),
+            Err(error) => {
+                println!("no core scheduling here: {error}");
+                let code = error.raw_os_error();
+                assert!(matches!(code, Some(libc::EINVAL | libc::ENODEV)), "{error}");
+                assert_eq!(core_scheduling_cookie(), None);
+            }
+        });
+        thread.join().unwrap();
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use cryo_engine::cgroup::{self, Cgroups};
+use cryo_sys::process;
 use cryo_sys::spawn::{Group, Spawn, SpawnError};
 use rustix::fs::{Mode, OFlags};
 
@@ -27,8 +28,15 @@ pub const DEFAULT_SOCKET_DIR: &str = "/run/containerd/s";
 /// Variable that carries the log level to the long-lived shim; `-debug` knows two levels only.
 pub const LOG_LEVEL_ENV: &str = "CRYO_LOG_LEVEL";
 
+/// Variable that asks for a core scheduling cookie, as containerd's `sched_core` sets it.
+const SCHED_CORE_ENV: &str = "SCHED_CORE";
+
 /// A link in the bundle to a socket directory other than the default, as the Go shim leaves it.
 const SOCKET_DIR_LINK: &str = "s";
+
+/// A link in the bundle to a state directory other than the default: the option `Root`.
+const STATE_ROOT_LINK: &str = "cryo-root";
+
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_OOM_SCORE_ADJ: i32 = 1000;
 
@@ -55,6 +63,11 @@ pub enum StartError {
     /// The runtime's options cannot be used.
     #[error(transparent)]
     Options(TaskError),
+    /// Core scheduling was asked for.
+    #[error(
+        "cannot give the shim a core scheduling cookie: {0}; the kernel needs CONFIG_SCHED_CORE and the cores several threads, else unset sched_core in containerd's configuration"
+    )]
+    SchedCore(#[source] io::Error),
     /// The shim cannot be put where the options want it.
     #[error("cannot move the shim into the configured ShimCgroup: {0}")]
     ShimCgroup(#[source] cgroup::Error),
@@ -140,12 +153,15 @@ pub fn start(flags: &Flags, env: &StartEnv) -> Result<String, StartError> {
             return Err(StartError::RelativeSocketDir(dir.clone()));
         }
         Some(dir) => {
-            link_socket_dir(&env.bundle, dir)?;
+            link(&env.bundle, SOCKET_DIR_LINK, dir)?;
             dir
         }
         None => &env.default_socket_dir,
     };
     let options = RuntimeOptions::parse(params.options.as_ref()).map_err(StartError::Options)?;
+    if let Some(root) = options.state_root() {
+        link(&env.bundle, STATE_ROOT_LINK, root)?;
+    }
     let path = socket::path(dir, &params.grpc_address, &params.namespace, &group)?;
     let address = socket::address(&path);
 
@@ -167,10 +183,19 @@ pub fn start(flags: &Flags, env: &StartEnv) -> Result<String, StartError> {
 /// The socket directory that `start` used for this bundle.
 #[must_use]
 pub fn socket_dir_of(bundle: &Path) -> PathBuf {
-    fs::read_link(bundle.join(SOCKET_DIR_LINK))
+    linked(bundle, SOCKET_DIR_LINK).unwrap_or_else(|| DEFAULT_SOCKET_DIR.into())
+}
+
+/// The state directory that the options at `start` of this bundle name, if they do.
+#[must_use]
+pub fn state_root_of(bundle: &Path) -> Option<PathBuf> {
+    linked(bundle, STATE_ROOT_LINK)
+}
+
+fn linked(bundle: &Path, name: &str) -> Option<PathBuf> {
+    fs::read_link(bundle.join(name))
         .ok()
         .filter(|dir| dir.is_absolute())
-        .unwrap_or_else(|| DEFAULT_SOCKET_DIR.into())
 }
 
 /// Writes the path of the running binary to `shim-binary-path` in a bundle.
@@ -227,8 +252,9 @@ fn read_config(bundle: &Path) -> Result<Vec<u8>, StartError> {
     Ok(bytes)
 }
 
-fn link_socket_dir(bundle: &Path, dir: &Path) -> Result<(), StartError> {
-    let link = bundle.join(SOCKET_DIR_LINK);
+/// Leaves word for the long-lived shim and for `delete`, which get no options.
+fn link(bundle: &Path, name: &str, dir: &Path) -> Result<(), StartError> {
+    let link = bundle.join(name);
     match fs::remove_file(&link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("remove", &link)(error));
@@ -274,6 +300,15 @@ fn spawn_shim(
         (LOG_LEVEL_ENV, params.log_level.to_string()),
     ] {
         vars.insert(name.into(), value.into());
+    }
+
+    if env
+        .env
+        .get(&OsString::from(SCHED_CORE_ENV))
+        .is_some_and(|v| !v.is_empty())
+    {
+        // This process ends soon; the shim inherits the cookie, and its containers from it.
+        process::new_core_scheduling_cookie().map_err(StartError::SchedCore)?;
     }
 
     // The path names the process in ps; after an upgrade it may be gone.
@@ -363,7 +398,7 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         assert_eq!(socket_dir_of(bundle.path()), Path::new("/run/containerd/s"));
         for dir in ["/run/one", "/run/two"] {
-            link_socket_dir(bundle.path(), Path::new(dir)).unwrap();
+            link(bundle.path(), SOCKET_DIR_LINK, Path::new(dir)).unwrap();
             assert_eq!(socket_dir_of(bundle.path()), Path::new(dir));
         }
     }

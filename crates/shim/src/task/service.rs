@@ -232,6 +232,16 @@ fn prepare(
     options: RuntimeOptions,
     mounts: &[api::Mount],
 ) -> Result<Context, TaskError> {
+    // `delete` knows one state directory for all of a pod.
+    if let Some(root) = options.state_root()
+        && root != shared.state_root
+    {
+        return Err(TaskError::InvalidArgument(format!(
+            "the runtime option Root is {}, but the shim of this pod was started with {}: use one for all containers of a pod",
+            root.display(),
+            shared.state_root.display()
+        )));
+    }
     let spec = spec::load(&bundle).map_err(from_spec)?;
     let group = bootstrap::group_in(spec.annotations().as_ref(), &id);
     let cgroup_path = spec::cgroup_path(&spec).map_err(from_spec)?;
