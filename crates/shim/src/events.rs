@@ -90,6 +90,11 @@ fn full_name<M: Message>() -> String {
 pub trait EventSink: fmt::Debug + Send + Sync {
     /// Takes an event.
     fn send(&self, event: Event);
+
+    /// How many events wait to be taken by containerd, and how many it never took.
+    fn backlog(&self) -> (u64, u64) {
+        (0, 0)
+    }
 }
 
 /// A sink that keeps events, for tests.
@@ -388,6 +393,11 @@ impl Publisher {
 }
 
 impl EventSink for Publisher {
+    fn backlog(&self) -> (u64, u64) {
+        let waiting = self.counters.waiting.load(Ordering::Relaxed);
+        (waiting, self.dropped())
+    }
+
     fn send(&self, event: Event) {
         self.counters.waiting.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.queue.try_send(Item::Event(event)) {

@@ -8,6 +8,7 @@
 
 pub mod args;
 pub mod bootstrap;
+pub mod debug;
 pub mod entry;
 pub mod events;
 pub mod info;

@@ -13,6 +13,7 @@ use cryo_sys::heap;
 
 use crate::args::Flags;
 use crate::bootstrap::{self, socket};
+use crate::debug::{self, DebugSocket};
 use crate::entry::{BoxError, Entry, init_log};
 use crate::events::{self, EventSink, Publisher};
 use crate::serve::{self, Shutdown};
@@ -65,21 +66,42 @@ fn serve(flags: &Flags) -> Result<(), BoxError> {
                 tracing::error!("the zygote is gone: no container can be made any more");
             }
         });
+        let debug = debug_socket(flags, &service);
         let shutdown = Shutdown::new();
         let (finished, trigger) = (service.clone(), shutdown.clone());
         tokio::spawn(async move {
             finished.finished().await;
             trigger.trigger();
         });
-        let services = serve::both_versions(create_task(Arc::new(service)));
-        serve::serve(listener, services, shutdown, async |limit| {
+        let services = serve::both_versions(create_task(Arc::new(service.clone())));
+        let dump = async || {
+            for line in service.dump().await.lines() {
+                tracing::info!("{line}");
+            }
+        };
+        let flush = async |limit| {
             if let Err(error) = publisher.flush(limit).await {
                 tracing::warn!(%error, "events are lost");
             }
-        })
-        .await?;
+        };
+        serve::serve(listener, services, shutdown, dump, flush).await?;
+        drop(debug);
         Ok::<_, BoxError>(())
     })
+}
+
+/// A shim without one is better than none.
+fn debug_socket(flags: &Flags, service: &Service) -> Option<DebugSocket> {
+    let path = debug::path(&state_root(Path::new(".")), &flags.namespace, &flags.id);
+    let service = service.clone();
+    let state = move || {
+        let service = service.clone();
+        // Plain data cannot fail to serialize.
+        async move { serde_json::to_string_pretty(&service.dump().await).unwrap_or_default() + "\n" }
+    };
+    DebugSocket::serve(&path, state)
+        .inspect_err(|error| tracing::warn!(%error, "no debug socket"))
+        .ok()
 }
 
 /// Where the state of a shim is that was started for this bundle.
@@ -106,6 +128,7 @@ fn clean_up(flags: &Flags) -> Result<DeleteResponse, BoxError> {
     let dir = bootstrap::socket_dir_of(&flags.bundle);
     let socket = socket::path(&dir, &flags.address, &flags.namespace, &flags.id)?;
     socket::remove_stale(&socket)?;
+    socket::remove_stale(&debug::path(&state_root, &flags.namespace, &flags.id))?;
     let mut answer = DeleteResponse::new();
     if let Some((own, others)) = removed.split_first() {
         answer.exit_status = own.exit.status;

@@ -151,45 +151,39 @@ impl Shutdown {
 
 /// Serves `services` on `listener` until `shutdown` is triggered.
 ///
-/// SIGTERM and SIGINT trigger it. `flush` is called once, after the last connection was taken; it
-/// should send what events wait and is given up after some seconds. Containers are left as they
-/// are.
+/// SIGTERM and SIGINT trigger it; SIGUSR1 calls `dump`, which should log the state and be quick.
+/// `flush` is called once, after the last connection was taken; it should send what events wait
+/// and is given up after some seconds. Containers are left as they are.
 ///
 /// Not cancellation safe: dropped midway, the socket file stays.
 ///
 /// # Errors
 ///
 /// [`ServeError`], only before it serves.
-pub async fn serve<F>(
+pub async fn serve<D, F>(
     listener: UnixListener,
     services: HashMap<String, Service>,
     shutdown: Shutdown,
+    dump: D,
     flush: F,
 ) -> Result<(), ServeError>
 where
+    D: AsyncFn(),
     F: AsyncFnOnce(Duration),
 {
     let socket = socket_file(&listener)?;
-    listener
-        .set_nonblocking(true)
-        .map_err(failed("make the listening socket non-blocking"))?;
-    let listener = tokio::net::UnixListener::from_std(listener)
-        .map_err(failed("watch the listening socket"))?;
+    let connections = SameUser::new(listener).map_err(failed("watch the listening socket"))?;
     let signals = Signals::new().map_err(failed("watch signals"))?;
 
     let mut server = Server::new()
-        .add_listener(Listener::new(SameUser {
-            listener,
-            uid: rustix::process::geteuid().as_raw(),
-            pause: None,
-        }))
+        .add_listener(Listener::new(connections))
         .register_service(services);
     server.start().await?;
     tracing::info!(pid = std::process::id(), "serving");
 
     tokio::select! {
         () = shutdown.wait() => tracing::info!("shutting down"),
-        name = signals.wait() => {
+        name = signals.wait(dump) => {
             tracing::info!(signal = name, "shutting down");
             shutdown.trigger();
         }
@@ -234,30 +228,46 @@ impl Signals {
         })
     }
 
-    async fn wait(mut self) -> &'static str {
+    async fn wait(mut self, dump: impl AsyncFn()) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.term.recv() => return "SIGTERM",
                 _ = self.int.recv() => return "SIGINT",
-                // Go's shim answers with its stacks; by default it would kill.
-                _ = self.usr1.recv() => {
-                    let metrics = tokio::runtime::Handle::current().metrics();
-                    tracing::info!(
-                        tasks = metrics.num_alive_tasks(),
-                        workers = metrics.num_workers(),
-                        "alive (SIGUSR1)"
-                    );
-                }
+                // By default it would kill.
+                _ = self.usr1.recv() => dump().await,
             }
         }
     }
 }
 
 /// Connections of this user, and of no other.
-struct SameUser {
+#[derive(Debug)]
+pub(crate) struct SameUser {
     listener: tokio::net::UnixListener,
     uid: u32,
     pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl SameUser {
+    pub(crate) fn new(listener: UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener: tokio::net::UnixListener::from_std(listener)?,
+            uid: rustix::process::geteuid().as_raw(),
+            pause: None,
+        })
+    }
+
+    /// The next connection. Cancellation safe.
+    pub(crate) async fn accept(&mut self) -> UnixStream {
+        loop {
+            let next = std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await;
+            // It neither ends nor fails, it waits.
+            if let Some(Ok(connection)) = next {
+                return connection;
+            }
+        }
+    }
 }
 
 impl Stream for SameUser {
@@ -362,11 +372,8 @@ mod tests {
         let own = rustix::process::geteuid().as_raw();
         for (uid, served) in [(own, true), (own + 1, false)] {
             let _ = std::fs::remove_file(&path);
-            let mut connections = SameUser {
-                listener: tokio::net::UnixListener::bind(&path).unwrap(),
-                uid,
-                pause: None,
-            };
+            let mut connections = SameUser::new(UnixListener::bind(&path).unwrap()).unwrap();
+            connections.uid = uid;
             let mut client = UnixStream::connect(&path).await.unwrap();
             let next = std::future::poll_fn(|cx| Pin::new(&mut connections).poll_next(cx));
             let next = timeout(Duration::from_millis(50), next).await;

@@ -91,7 +91,7 @@ fn shim(flags: &Flags) -> Result<(), BoxError> {
             shutdown: shutdown.clone(),
         };
         let services = serve::both_versions(create_task(Arc::new(service)));
-        serve::serve(listener, services, shutdown, async |_| {}).await
+        serve::serve(listener, services, shutdown, async || {}, async |_| {}).await
     })?;
     Ok(())
 }

@@ -77,10 +77,8 @@ impl Running {
         let flag = flushed.clone();
         let token = shutdown.clone();
         let task = tokio::spawn(async move {
-            serve::serve(listener, services, token, async move |_| {
-                flag.store(true, Ordering::SeqCst);
-            })
-            .await
+            let flush = async move |_| flag.store(true, Ordering::SeqCst);
+            serve::serve(listener, services, token, async || {}, flush).await
         });
         Self {
             _dir: dir,

@@ -117,6 +117,7 @@ fn started(child: &std::process::Child) -> Started {
 }
 
 struct Bench {
+    service: Service,
     client: TaskClient,
     v2: Client,
     events: Arc<Recorder>,
@@ -141,11 +142,12 @@ impl Bench {
         let mut server = Server::new()
             .bind(&address)
             .unwrap()
-            .register_service(both_versions(create_task(Arc::new(service))));
+            .register_service(both_versions(create_task(Arc::new(service.clone()))));
         server.start().await.unwrap();
         let client = TaskClient::new(Client::connect(&address).await.unwrap());
         let v2 = Client::connect(&address).await.unwrap();
         Self {
+            service,
             client,
             v2,
             events,
@@ -351,6 +353,7 @@ async fn the_service() {
     an_exit_that_beats_the_start(reaper.clone()).await;
     refusals(reaper.clone()).await;
     every_rpc_answers_by_code(reaper.clone()).await;
+    the_dump_has_it_all(reaper.clone()).await;
     a_panic_is_an_answer_and_leaves_nothing(reaper.clone()).await;
     the_older_name_answers_too(reaper.clone()).await;
     updates_and_stats(reaper.clone()).await;
@@ -599,6 +602,46 @@ async fn every_rpc_answers_by_code(reaper: Reaper) {
     // With containers Shutdown is remembered, without it ends the service.
     let request = api::ShutdownRequest::new();
     bench.client.shutdown(limit(), &request).await.unwrap();
+}
+
+async fn the_dump_has_it_all(reaper: Reaper) {
+    let bench = Bench::new(reaper, Shells::default()).await;
+    let out = bench.dir.path().join("out");
+    let address = format!("file://{}", out.display());
+    bench
+        .create_to("a", "echo four; sleep 60", &address)
+        .await
+        .unwrap();
+    bench.start("a").await.unwrap();
+    bench.exec("a", "e", "true").await.unwrap();
+    while std::fs::read_to_string(&out).unwrap_or_default() != "four\n" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let dump = bench.service.dump().await;
+    assert_eq!(dump.shim.namespace, "test");
+    assert!(
+        dump.shim.fds > 3 && dump.shim.threads > 0,
+        "{:?}",
+        dump.shim
+    );
+    let [container] = &dump.containers[..] else {
+        panic!("{dump:?}");
+    };
+    assert_eq!(
+        (container.id.as_str(), container.phase.as_str()),
+        ("a", "running")
+    );
+    assert!(container.pid.is_some() && container.operation.is_none());
+    assert_eq!(container.streams[0].copied_bytes, 5);
+    assert_eq!(container.execs[0].phase, "added");
+    let json = serde_json::to_value(&dump).unwrap();
+    assert_eq!(json["containers"][0]["streams"][0]["address"], address);
+    let lines = dump.lines();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    bench.kill("a", 9).await.unwrap();
+    bench.wait("a").await.unwrap();
+    bench.delete("a").await.unwrap();
+    assert!(bench.service.dump().await.containers.is_empty());
 }
 
 async fn a_panic_is_an_answer_and_leaves_nothing(reaper: Reaper) {

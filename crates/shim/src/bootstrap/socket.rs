@@ -99,10 +99,22 @@ pub fn path(
     }
     let name: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
     let path = dir.join(name);
-    if path.as_os_str().len() > MAX_PATH_BYTES {
-        return Err(SocketError::TooLong { path });
-    }
+    check_length(&path)?;
     Ok(path)
+}
+
+/// Whether a socket can have this path.
+///
+/// # Errors
+///
+/// [`SocketError::TooLong`].
+pub fn check_length(path: &Path) -> Result<(), SocketError> {
+    if path.as_os_str().len() > MAX_PATH_BYTES {
+        return Err(SocketError::TooLong {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// `unix://` before a path.

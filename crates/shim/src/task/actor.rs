@@ -19,6 +19,7 @@ use super::container::{
     CheckpointRequest, Command, DRAIN_LIMIT, Done, Process, Reply, Snapshot, answer, raw,
 };
 use super::context::{Context, FREEZE_LIMIT, KILL_LIMIT, from_engine, internal};
+use super::dump::{ContainerState, Operation};
 use super::process::{self as exec, Host, Processes};
 use super::state::{Exit, Op, Phase, State};
 use super::stdio::{ContainerEnds, Stdio};
@@ -57,6 +58,7 @@ pub(super) fn spawn(
         stdio,
         ends: init.is_none().then_some(ends),
         paused_at: None,
+        begun_at: Instant::now(),
         held_exit: None,
         oom: None,
         execs: Processes::default(),
@@ -95,6 +97,8 @@ struct Actor {
     /// The container's ends of its streams, until the restore takes them.
     ends: Option<ContainerEnds>,
     paused_at: Option<Instant>,
+    /// When the operation under way, or the last one, began.
+    begun_at: Instant,
     /// An exit that must not be told before the start, before the checkpoint
     /// that caused it, or before those of the execs, is.
     held_exit: Option<HeldExit>,
@@ -140,6 +144,7 @@ impl Actor {
         }
         match command {
             Command::State(reply) => answer(reply, Ok(self.snapshot())),
+            Command::Describe(reply) => answer(reply, Ok(self.describe())),
             Command::Start(reply) => self.start(reply),
             Command::Pause(reply) => self.switch(Op::Pause, reply),
             Command::Resume(reply) => self.switch(Op::Resume, reply),
@@ -190,6 +195,37 @@ impl Actor {
         }
     }
 
+    fn describe(&self) -> ContainerState {
+        let exit = match self.state.phase() {
+            Phase::Stopped(exit) => Some(exit.status),
+            _ => None,
+        };
+        ContainerState {
+            id: self.context.id().to_owned(),
+            bundle: self.context.record.bundle.clone(),
+            cgroup: self.context.record.cgroup_path.clone(),
+            checkpoint: self.context.checkpoint.clone(),
+            phase: self.state.phase().to_string(),
+            exit_status: exit,
+            exit_held: self.held_exit.is_some(),
+            pid: self.init.as_ref().map(|i| raw(i.pid)),
+            operation: self.state.busy().map(|op| Operation {
+                name: op.to_string(),
+                since_s: self.begun_at.elapsed().as_secs(),
+            }),
+            requests_waiting: self.deferred.len(),
+            streams: self.stdio.describe(),
+            execs: self.execs.describe(),
+        }
+    }
+
+    /// Begins an operation, if the state allows it.
+    fn begin(&mut self, op: Op) -> Result<(), TaskError> {
+        self.state.begin(op)?;
+        self.begun_at = Instant::now();
+        Ok(())
+    }
+
     fn execs(&mut self) -> (&mut Processes, Host<'_>) {
         let host = Host {
             context: &self.context,
@@ -237,7 +273,7 @@ impl Actor {
     }
 
     fn start(&mut self, reply: Reply<Pid>) {
-        if let Err(error) = self.state.begin(Op::Start) {
+        if let Err(error) = self.begin(Op::Start) {
             return answer(reply, Err(error));
         }
         // Kept here too, so that a failed restore can be tried again.
@@ -268,7 +304,7 @@ impl Actor {
     }
 
     fn switch(&mut self, op: Op, reply: Reply<()>) {
-        if let Err(error) = self.state.begin(op) {
+        if let Err(error) = self.begin(op) {
             return answer(reply, Err(error));
         }
         self.beside(
@@ -287,7 +323,7 @@ impl Actor {
 
     fn checkpoint(&mut self, request: CheckpointRequest, reply: Reply<()>) {
         let paused = self.state.phase() == Phase::Paused;
-        if let Err(error) = self.state.begin(Op::Checkpoint) {
+        if let Err(error) = self.begin(Op::Checkpoint) {
             return answer(reply, Err(error));
         }
         let Some(pid) = self.init.as_ref().map(|i| i.pid) else {
@@ -322,7 +358,7 @@ impl Actor {
     }
 
     fn delete(&mut self, reply: Reply<Exit>) {
-        if let Err(error) = self.state.begin(Op::Delete) {
+        if let Err(error) = self.begin(Op::Delete) {
             return answer(reply, Err(error));
         }
         if let Some(init) = &self.init {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::actor;
 use super::context::Context;
+use super::dump::ContainerState;
 use super::process::{self as exec, Exec, ExecRequest};
 use super::reaper::Hold;
 use super::state::{Exit, Phase};
@@ -70,6 +71,7 @@ pub struct Process {
 #[derive(Debug)]
 pub(super) enum Command {
     State(Reply<Snapshot>),
+    Describe(Reply<ContainerState>),
     Start(Reply<Pid>),
     Pause(Reply<()>),
     Resume(Reply<()>),
@@ -172,6 +174,15 @@ impl Container {
     /// NotFound once it is deleted; so do all the others.
     pub async fn state(&self) -> Result<Snapshot, TaskError> {
         self.ask(Command::State).await
+    }
+
+    /// Everything about it, for the dump of the shim's state.
+    ///
+    /// # Errors
+    ///
+    /// NotFound once it is deleted.
+    pub async fn describe(&self) -> Result<ContainerState, TaskError> {
+        self.ask(Command::Describe).await
     }
 
     /// Starts it, or restores it; answers its first process.

@@ -7,6 +7,7 @@ pub mod container;
 pub mod context;
 mod criu;
 pub mod delete;
+pub mod dump;
 mod failures;
 mod kill;
 pub mod oom;

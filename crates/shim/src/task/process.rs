@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::container::{Command, Container, DRAIN_LIMIT, Reply, answer, raw};
 use super::context::{Context, from_engine, internal};
+use super::dump::ExecState;
 use super::reaper::Hold;
 use super::state::{Exit, Phase};
 use super::stdio::{Paths, Stdio};
@@ -237,6 +238,28 @@ impl Processes {
         self.0
             .values()
             .any(|entry| matches!(entry.stage, Stage::Starting))
+    }
+
+    /// All of them, by id.
+    pub(super) fn describe(&self) -> Vec<ExecState> {
+        let mut all: Vec<_> = self
+            .0
+            .iter()
+            .map(|(id, entry)| ExecState {
+                id: id.clone(),
+                phase: match entry.stage {
+                    Stage::Added => "added",
+                    Stage::Starting => "starting",
+                    Stage::Running { .. } => "running",
+                    Stage::Stopped { .. } => "stopped",
+                },
+                pid: entry.pid().map(raw),
+                exit_status: entry.exit.borrow().map(|exit| exit.status),
+                streams: entry.stdio.describe(),
+            })
+            .collect();
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        all
     }
 
     /// The exec that this process was started by.

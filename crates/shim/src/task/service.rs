@@ -12,6 +12,7 @@ use cryo_criu::Abort;
 use cryo_engine::CreateOptions;
 use cryo_engine::cgroup::Cgroups;
 use cryo_engine::spec;
+use cryo_sys::process;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::empty::Empty;
 use protobuf::{EnumOrUnknown, Message as _};
@@ -20,6 +21,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::container::{CheckpointRequest, Container, raw};
 use super::context::{Context, Record, Shared, from_engine, from_spec, internal, state_dir};
+use super::dump::{self, ContainerState, Dump, ShimState};
 use super::process::{Exec, ExecRequest};
 use super::rootfs;
 use super::state::{Exit, Phase};
@@ -27,8 +29,12 @@ use super::stdio::{Paths, Stdio};
 use super::{stats, update};
 use crate::bootstrap;
 use crate::events::{self, timestamp};
+use crate::info;
 use crate::options::RuntimeOptions;
 use crate::rpc::{TaskError, guarded};
+
+/// How long a container may take to tell its state.
+const DESCRIBE_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Slot {
@@ -56,6 +62,7 @@ pub struct Service {
     shared: Arc<Shared>,
     containers: Arc<Mutex<Containers>>,
     shutdown: Arc<Notify>,
+    since: Instant,
 }
 
 impl Service {
@@ -66,7 +73,60 @@ impl Service {
             shared,
             containers: Arc::default(),
             shutdown: Arc::default(),
+            since: Instant::now(),
         }
+    }
+
+    /// The state of the shim and of all its containers. One that does not answer
+    /// at once is there with that as its phase.
+    pub async fn dump(&self) -> Dump {
+        let mut ready = Vec::new();
+        let (waiting, dropped) = self.shared.events.backlog();
+        let mut shim = ShimState {
+            version: info::VERSION,
+            revision: info::REVISION,
+            pid: std::process::id(),
+            uptime_s: self.since.elapsed().as_secs(),
+            namespace: self.shared.namespace.clone(),
+            state_root: self.shared.state_root.clone(),
+            threads: dump::own("task"),
+            tasks: tokio::runtime::Handle::current()
+                .metrics()
+                .num_alive_tasks(),
+            fds: dump::own("fd"),
+            core_scheduling_cookie: process::core_scheduling_cookie(),
+            events_waiting: waiting,
+            events_dropped: dropped,
+            ..ShimState::default()
+        };
+        {
+            let containers = self.lock();
+            shim.shutdown_asked = containers.shutdown;
+            for (id, slot) in &containers.slots {
+                match slot {
+                    Slot::Creating => shim.creating.push(id.clone()),
+                    Slot::Ready(container) => ready.push(container.clone()),
+                }
+            }
+        }
+        shim.creating.sort();
+        let mut containers = Vec::new();
+        for container in ready {
+            let id = container.context().id().to_owned();
+            let answer = tokio::time::timeout(DESCRIBE_LIMIT, container.describe()).await;
+            containers.push(match answer {
+                Ok(Ok(state)) => state,
+                // Deleted just now.
+                Ok(Err(_)) => continue,
+                Err(_) => ContainerState {
+                    id,
+                    phase: "does not answer".to_owned(),
+                    ..ContainerState::default()
+                },
+            });
+        }
+        containers.sort_by(|a, b| a.id.cmp(&b.id));
+        Dump { shim, containers }
     }
 
     /// Comes back once containerd wants the shim to end and no container is left.

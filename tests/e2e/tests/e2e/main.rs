@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod cri;
+mod debug;
 mod exec;
 mod failures;
 mod footprint;
@@ -103,6 +104,10 @@ fn main() -> ExitCode {
         test!(stdio::a_restored_container_has_a_logger),
         test!(stdio::a_terminal_has_a_logger),
         test!(stdio::a_logger_that_does_not_start_is_an_error),
+        test!(debug::the_state_is_told)
+            .not_on_runc("the Go shim tells its stacks, and has a socket for Go's profiler"),
+        test!(debug::the_option_root_moves_the_state)
+            .not_on_runc("the Go shim refuses a ConfigPath; its Root is runc's"),
         test!(metrics::are_there_until_the_delete),
         test!(metrics::of_a_restored_container),
         test!(metrics::an_oom_kill_is_told_before_the_exit),
