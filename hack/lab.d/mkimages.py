@@ -7,6 +7,7 @@ makes the images again.
   busybox:1  busybox, every applet a link
   python:1   busybox and python3 with the part of the standard library that tests use
   pause:1    one static program that reaps and ends at SIGTERM
+  and those that critest asks for by name, which a node has in its registry alone
 """
 import gzip
 import hashlib
@@ -61,6 +62,13 @@ class Layer:
     def copy(self, path):
         with open("/" + path, "rb") as f:
             self.file(path, f.read(), 0o755 if os.access("/" + path, os.X_OK) else 0o644)
+
+    def program(self, path, mode=0o755):
+        """A program of the lab's root with the libraries that it is linked to."""
+        self.copy(path)
+        self.entries[path] = ("file", mode, self.entries[path][2])
+        for lib in libraries("/" + path):
+            self.copy(lib[1:])
 
     def tar(self):
         out = io.BytesIO()
@@ -164,6 +172,66 @@ def python():
     return layer
 
 
+def web_server():
+    """A web server that, as critest wants of nginx, goes by that name, is the `master process` and says where it is
+    in /var/run/nginx.pid: nginx PORT TITLE"""
+    layer = Layer()
+    layer.dir("var/run")
+    layer.file("srv/index.html", b"<p>hello\n")
+    layer.file("usr/sbin/nginx", b"""#!/bin/sh
+trap 'kill $!; exit 0' QUIT TERM INT
+httpd -f -p "$1" -h /srv &
+echo $$ >/var/run/nginx.pid
+echo "httpd listens on port $1"
+wait $!
+""", 0o755)
+    return layer
+
+
+def critest_images(busybox):
+    """The images that the specs of critest (sigs.k8s.io/cri-tools) name, with what they use of them. Each is an image of
+    its own: the specs remove them by id."""
+    of_registry = "e2e-test-images/"
+    of_project = "k8s-staging-cri-tools/"
+    users = Layer()
+    users.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\ndefault-user:x:1000:1000::/home:/bin/sh\n"
+                             b"www-data:x:33:33::/var:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n")
+    users.file("etc/group", b"root:x:0:\nwww-data:x:33:\nusers:x:100:\ndefault-user:x:1000:\n"
+                            b"group-defined-in-image:x:50000:default-user\nnobody:x:65534:\n")
+    tools = Layer()
+    tools.program("usr/bin/ipcs")
+    tools.program("usr/bin/pgrep")
+    tools.entries["bin/ls"] = busybox.entries["bin/busybox"]  # a file, to be masked
+    of_root = Layer()
+    of_root.program("usr/bin/id", 0o4755)
+    web = [busybox, web_server()]
+    pause_layers, pause_cmd = pause()
+    images = {}
+
+    def add(*names, layers=(busybox, users), **config):
+        labels = {"lab.cryo.name": names[0]}
+        desc = image(layers, **{"Env": [PATH], "Labels": labels, "Cmd": ["sh"], **config})
+        for name in names:
+            images[name] = desc
+
+    add(of_registry + "busybox:1.29-2", layers=[busybox, tools])
+    add(of_registry + "nginx:1.14-2", layers=web, Cmd=["nginx", "80", "master process"])
+    add(of_registry + "httpd:2.4.39-4", layers=web, Cmd=["nginx", "80", "httpd"])
+    add(of_project + f"hostnet-nginx-{ARCH}:latest", layers=web, Cmd=["nginx", "12003", "master process"])
+    add(of_registry + "nonewprivs:1.3", layers=[busybox, of_root], Cmd=["sh", "-c", 'echo "Effective uid: $(/usr/bin/id -u)"'])
+    add("pause:3.9", layers=pause_layers, Entrypoint=pause_cmd, Cmd=None)
+    add(of_project + "test-image-predefined-group:latest", User="1000")
+    add(of_project + "test-image-user-uid:latest", User="1002")
+    add(of_project + "test-image-user-username:latest", User="www-data")
+    add(of_project + "test-image-user-uid-group:latest", User="1003:users")
+    add(of_project + "test-image-user-username-group:latest", User="www-data:users")
+    for name in ("test-image-latest:latest", "test-image-tag:test", "test-image-tag:all",
+                 "test-image-1:latest", "test-image-2:latest", "test-image-3:latest"):
+        add(of_project + name)
+    add(*(of_project + f"test-image-tags:{tag}" for tag in (1, 2, 3)))
+    return images
+
+
 def pause():
     layer = Layer()
     if ARCH == "amd64":
@@ -226,11 +294,12 @@ def main():
     os.makedirs(f"{TARGET}/blobs/sha256", exist_ok=True)
     base = busybox()
     pause_layers, pause_cmd = pause()
-    made = {
+    pulled = {
         "busybox:1": image([base], Env=[PATH], Cmd=["sh"]),
         "python:1": image([base, python()], Env=[PATH], Cmd=["python3"]),
         "pause:1": image(pause_layers, Env=[PATH], Entrypoint=pause_cmd),
     }
+    made = {**pulled, **critest_images(base)}
     index = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -240,8 +309,8 @@ def main():
     }
     with open(f"{TARGET}/index.json", "wb") as f:
         f.write(as_json(index))
-    with open(f"{TARGET}/refs", "w") as f:  # for shells: "busybox:1 busybox@sha256:..."
-        for name, desc in made.items():
+    with open(f"{TARGET}/refs", "w") as f:  # what a node pulls, for shells: "busybox:1 busybox@sha256:..."
+        for name, desc in pulled.items():
             f.write(f"{name} {name.split(':')[0]}@{desc['digest']}\n")
     with open(f"{TARGET}/oci-layout", "wb") as f:
         f.write(as_json({"imageLayoutVersion": "1.0.0"}))
