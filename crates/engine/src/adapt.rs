@@ -6,7 +6,7 @@
 //! | `rslave`, `rshared`, `rprivate` as root propagation | refuses | the word without `r`: it is recursive in any case |
 //! | `noNewPrivileges: false` with seccomp | loads the filter without the right to | left out, which means the same |
 //! | capabilities it does not know | refuses the file | left out, with a warning ([`crate::spec::load`]) |
-//! | a cgroup v1 mount in an existing pid namespace | looks a foreign process up | binds of the container's own cgroups |
+//! | a cgroup v1 mount | makes it writable; looks a foreign process up in a joined pid namespace | binds of the container's own cgroups |
 //! | SELinux labels | ignores them | refused |
 //! | `unified` resources where there is cgroup v1 | ignores them | refused |
 //! | `tmpcopyup`, idmapped mounts | refuses, unclearly | refused |
@@ -39,10 +39,7 @@ pub fn adapt(spec: &mut Spec, bundle: &Path, cgroups: &Cgroups) -> Result<(), Er
     if let Some(linux) = spec.linux_mut() {
         adapt_propagation(linux);
     }
-    if let Namespace::Path(_) = spec::namespace(spec, LinuxNamespaceType::Pid) {
-        adapt_cgroup_mount(spec, cgroups)?;
-    }
-    Ok(())
+    adapt_cgroup_mount(spec, cgroups)
 }
 
 fn unsupported(what: &str, remedy: &'static str) -> Error {
@@ -111,14 +108,33 @@ fn adapt_propagation(linux: &mut Linux) {
     linux.set_rootfs_propagation(Some(plain.to_owned()));
 }
 
-/// libcontainer asks `/proc` for the cgroups of its own process id, which in a
-/// joined pid namespace is another process's.
+/// libcontainer mounts cgroup v1 writable whatever the spec says, and with that a container
+/// lifts its own limits; and it asks `/proc` for the cgroups of its own process id, which in
+/// a joined pid namespace is another process's.
 fn adapt_cgroup_mount(spec: &mut Spec, cgroups: &Cgroups) -> Result<(), Error> {
     let own = spec::namespace(spec, LinuxNamespaceType::Cgroup) == Namespace::New;
     let has_v1 = cgroups.dirs().any(|(h, _)| matches!(h.kind, Kind::V1(_)));
-    let Some(destination) = spec::cgroup_mount(spec).filter(|_| has_v1 && !own) else {
+    let Some(destination) = spec::cgroup_mount(spec).filter(|_| has_v1) else {
         return Ok(());
     };
+    let read_only = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .filter(|m| *m.destination() == destination)
+        .flat_map(|m| m.options().iter().flatten())
+        .rfind(|o| *o == "ro" || *o == "rw")
+        .is_some_and(|o| o == "ro");
+    if own {
+        // libcontainer's mounts are of the new namespace, so they cannot be replaced.
+        if let (true, Some(linux)) = (read_only, spec.linux_mut()) {
+            let mut paths = linux.readonly_paths().clone().unwrap_or_default();
+            let binds = spec::cgroup_binds(&destination, cgroups);
+            paths.extend(binds.iter().map(|b| b.destination.display().to_string()));
+            linux.set_readonly_paths(Some(paths));
+        }
+        return Ok(());
+    }
     let build = |builder: MountBuilder| {
         builder
             .build()
@@ -138,7 +154,13 @@ fn adapt_cgroup_mount(spec: &mut Spec, cgroups: &Cgroups) -> Result<(), Error> {
                 .destination(bind.destination)
                 .typ("bind")
                 .source(bind.source)
-                .options(strings(&["bind", "nosuid", "noexec", "nodev", "ro"])),
+                .options(strings(&[
+                    "bind",
+                    "nosuid",
+                    "noexec",
+                    "nodev",
+                    if read_only { "ro" } else { "rw" },
+                ])),
         )?);
     }
     let mounts: Vec<Mount> = spec
@@ -196,39 +218,60 @@ mod tests {
         assert_eq!(spec.root().as_ref().unwrap().path(), Path::new("/r"));
     }
 
+    fn destinations(spec: &Spec) -> Vec<String> {
+        let mounts = spec.mounts().as_ref().unwrap();
+        mounts
+            .iter()
+            .map(|m| m.destination().display().to_string())
+            .collect()
+    }
+
+    fn with_a_cgroup_mount(mode: &str, namespaces: &str) -> String {
+        format!(
+            r#"{{"ociVersion":"1.1.0","mounts":[
+                {{"destination":"/proc","type":"proc","source":"proc"}},
+                {{"destination":"/sys/fs/cgroup","type":"cgroup","source":"cgroup","options":["{mode}"]}}],
+                "linux":{{"namespaces":[{namespaces}]}}}}"#
+        )
+    }
+
     #[test]
-    fn a_cgroup_mount_becomes_binds_only_in_a_joined_pid_namespace() {
-        let json = |pid: &str| {
-            format!(
-                r#"{{"ociVersion":"1.1.0","mounts":[
-                    {{"destination":"/proc","type":"proc","source":"proc"}},
-                    {{"destination":"/sys/fs/cgroup","type":"cgroup","source":"cgroup","options":["ro"]}}],
-                    "linux":{{"namespaces":[{{"type":"pid"{pid}}}]}}}}"#
-            )
+    fn a_v1_cgroup_mount_becomes_binds_of_its_mode() {
+        let joined = r#"{"type":"pid","path":"/proc/1/ns/pid"}"#;
+        for (mode, pid) in [("ro", r#"{"type":"pid"}"#), ("ro", joined), ("rw", joined)] {
+            let spec = adapted(&with_a_cgroup_mount(mode, pid), V1).unwrap();
+            assert_eq!(
+                destinations(&spec),
+                [
+                    "/proc",
+                    "/sys/fs/cgroup",
+                    "/sys/fs/cgroup/memory",
+                    "/sys/fs/cgroup/systemd"
+                ]
+            );
+            let memory = &spec.mounts().as_ref().unwrap()[2];
+            assert_eq!(
+                memory.source().as_deref(),
+                Some(Path::new("/sys/fs/cgroup/memory/ns/id"))
+            );
+            let options = memory.options().as_ref().unwrap();
+            assert_eq!(options.last().map(String::as_str), Some(mode));
+        }
+        let spec = adapted(&with_a_cgroup_mount("ro", joined), V2).unwrap();
+        assert_eq!(destinations(&spec), ["/proc", "/sys/fs/cgroup"]);
+    }
+
+    #[test]
+    fn a_v1_cgroup_mount_of_a_new_cgroup_namespace_is_made_read_only_afterwards() {
+        let paths = |mode: &str| {
+            let spec = adapted(&with_a_cgroup_mount(mode, r#"{"type":"cgroup"}"#), V1).unwrap();
+            assert_eq!(destinations(&spec), ["/proc", "/sys/fs/cgroup"]);
+            let linux = spec.linux().as_ref().unwrap();
+            linux.readonly_paths().clone().unwrap_or_default()
         };
-        let destinations = |spec: &Spec| -> Vec<String> {
-            let mounts = spec.mounts().as_ref().unwrap();
-            mounts
-                .iter()
-                .map(|m| m.destination().display().to_string())
-                .collect()
-        };
-        let own = adapted(&json(""), V1).unwrap();
-        assert_eq!(destinations(&own), ["/proc", "/sys/fs/cgroup"]);
-        let joined = adapted(&json(r#","path":"/proc/1/ns/pid""#), V1).unwrap();
-        assert_eq!(
-            destinations(&joined),
-            [
-                "/proc",
-                "/sys/fs/cgroup",
-                "/sys/fs/cgroup/memory",
-                "/sys/fs/cgroup/systemd"
-            ]
-        );
-        let source = joined.mounts().as_ref().unwrap()[2].source().clone();
-        assert_eq!(source.unwrap(), Path::new("/sys/fs/cgroup/memory/ns/id"));
-        let v2 = adapted(&json(r#","path":"/proc/1/ns/pid""#), V2).unwrap();
-        assert_eq!(destinations(&v2), ["/proc", "/sys/fs/cgroup"]);
+        let wanted = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/systemd"];
+        assert!(paths("ro").ends_with(&wanted.map(str::to_owned)));
+        assert!(!paths("rw").iter().any(|p| p.starts_with("/sys/fs/cgroup")));
     }
 
     #[test]

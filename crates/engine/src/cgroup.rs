@@ -442,6 +442,23 @@ impl Cgroups {
         }
     }
 
+    /// Removes the cgroups below them, which processes in there have made.
+    ///
+    /// # Errors
+    ///
+    /// The first folder that stays in spite of repeated tries.
+    pub fn remove_below(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        for (_, dir) in self.dirs() {
+            for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    remove_tree(&entry.path(), deadline)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the cgroups, and those below them. Missing ones are fine.
     ///
     /// # Errors

@@ -180,6 +180,8 @@ impl Record {
         let cgroups = Cgroups::at(&self.cgroup_path);
         if let Ok(cgroups) = &cgroups {
             note(cgroups.kill(KILL_LIMIT).map_err(internal));
+            // libcontainer gives up before cgroups that the container made itself.
+            note(cgroups.remove_below().map_err(internal));
         }
         if restored {
             note(
