@@ -51,6 +51,10 @@ docs: build ## API documentation, manual pages, links
 bench: build release ## cryo beside the Go shim with runc, in the lab (root)
 	@CRYO_BIN_DIR=$(CURDIR)/target/release target/debug/cryo-bench
 
+.PHONY: conformance
+conformance: build ## critest's specs with cryo and with the Go shim: docs/conformance.md (root, Go)
+	@target/debug/cryo-conformance
+
 .PHONY: lab
 lab: build ## start the lab's node-a: a containerd with this checkout's shim (root)
 	@hack/lab up node-a

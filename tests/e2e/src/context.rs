@@ -275,10 +275,7 @@ impl Context {
             .run_pod(config.clone(), handler)
             .await
             .with_context(|| format!("RunPodSandbox {name} under {handler}"))?;
-        self.made(Made::Pod {
-            node: node.clone(),
-            id: id.clone(),
-        });
+        self.adopt_pod(node, &id);
         Ok(Pod {
             node: node.clone(),
             cri: node.cri(),
@@ -286,6 +283,14 @@ impl Context {
             config,
             logs,
         })
+    }
+
+    /// Has a pod removed after the test that was made by other means.
+    pub fn adopt_pod(&self, node: &Node, id: &str) {
+        self.made(Made::Pod {
+            node: node.clone(),
+            id: id.into(),
+        });
     }
 
     /// Removes everything this test made, newest first.

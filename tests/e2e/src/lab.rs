@@ -494,6 +494,21 @@ pub async fn lab(args: &[&str]) -> anyhow::Result<Finished> {
     run(args, None).await
 }
 
+/// Sees to it that a Go program is in the nodes' PATH, which may take minutes.
+///
+/// # Errors
+/// When it is not and cannot be built; `hack/lab` says what is missing.
+pub async fn make_tool(name: &str) -> anyhow::Result<()> {
+    let finished = lab(&["tools", name]).await?;
+    let said = finished.stderr.lines().last().unwrap_or_default();
+    ensure!(
+        finished.code == 0,
+        "{}",
+        said.strip_prefix("lab: ").unwrap_or(said)
+    );
+    Ok(())
+}
+
 async fn run(args: &[&str], stdin: Option<&[u8]>) -> anyhow::Result<Finished> {
     let mut child = tokio::process::Command::new(lab_script())
         .args(args)

@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod conformance;
 pub mod containerd;
 pub mod context;
 pub mod cri;
+pub mod crictl;
 pub mod events;
 pub mod lab;
 pub mod rpc;

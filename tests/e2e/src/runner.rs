@@ -16,12 +16,12 @@ use tokio::task::JoinSet;
 
 use crate::audit::{self, Census};
 use crate::context::Context;
-use crate::lab::{Lab, Node, node_names};
+use crate::lab::{Lab, Node, make_tool, node_names};
 use crate::runtime::Runtime;
 
 type TestFuture = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
-/// How long a test may take.
+/// How long a test may take, unless it says otherwise.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The name of the check after all tests.
@@ -32,6 +32,8 @@ pub struct Test {
     name: &'static str,
     run: Arc<dyn Fn(Context) -> TestFuture + Send + Sync>,
     alone: bool,
+    limit: Duration,
+    tools: &'static [&'static str],
     difference: Option<Difference>,
 }
 
@@ -60,6 +62,8 @@ impl Test {
             name,
             run: Arc::new(move |cx| Box::pin(run(cx))),
             alone: false,
+            limit: LIMIT,
+            tools: &[],
             difference: None,
         }
     }
@@ -68,6 +72,21 @@ impl Test {
     #[must_use]
     pub fn alone(mut self) -> Self {
         self.alone = true;
+        self
+    }
+
+    /// May take this long.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Needs these programs of `hack/lab tools`; where one cannot be had, the test is
+    /// ignored with that reason.
+    #[must_use]
+    pub fn needs(mut self, tools: &'static [&'static str]) -> Self {
+        self.tools = tools;
         self
     }
 
@@ -224,6 +243,7 @@ fn run_all(tests: Vec<Test>, runtime: Runtime, threads: usize, report: &mut Repo
             "lab up and warm in {:.1} s",
             started.elapsed().as_secs_f64()
         );
+        let tests = with_their_tools(tests, report).await;
         let before = census(lab.nodes()).await;
         run_in(&lab, tests, runtime, threads.max(1), report).await;
         let audit = match before {
@@ -241,6 +261,27 @@ fn run_all(tests: Vec<Test>, runtime: Runtime, threads: usize, report: &mut Repo
         }
     });
     tokio.shutdown_background();
+}
+
+/// Makes the tools that the tests need. Those whose tools cannot be had are reported as
+/// ignored; the others come back.
+async fn with_their_tools(tests: Vec<Test>, report: &mut Report) -> Vec<Test> {
+    let mut reasons: BTreeMap<&str, Option<String>> = BTreeMap::new();
+    for tool in tests.iter().flat_map(|test| test.tools) {
+        if !reasons.contains_key(tool) {
+            let made = make_tool(tool).await;
+            reasons.insert(tool, made.err().map(|e| format!("{e:#}")));
+        }
+    }
+    let mut able = Vec::new();
+    for test in tests {
+        let mut missing = test.tools.iter().filter_map(|t| reasons.get(t)?.clone());
+        match missing.next() {
+            Some(reason) => report.add(test.name, Outcome::Ignored(reason)),
+            None => able.push(test),
+        }
+    }
+    able
 }
 
 /// Runs a container and a pod on every node, so that the folders and cgroups that stay
@@ -340,12 +381,12 @@ async fn one(
     // As a task of its own, so that a panic ends the test and not the run.
     let task = tokio::spawn((test.run)(cx.clone()));
     let abort = task.abort_handle();
-    let mut result = match tokio::time::timeout(LIMIT, task).await {
+    let mut result = match tokio::time::timeout(test.limit, task).await {
         Ok(Ok(result)) => result,
         Ok(Err(e)) => Err(anyhow!("panicked: {e}")),
         Err(_) => {
             abort.abort();
-            Err(anyhow!("not done within {} s", LIMIT.as_secs()))
+            Err(anyhow!("not done within {} s", test.limit.as_secs()))
         }
     };
     let took = start.elapsed();

@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 mod checkpoint;
+mod conformance;
 mod cri;
+mod crictl;
 mod debug;
 mod exec;
 mod failures;
@@ -12,15 +14,19 @@ mod footprint;
 mod lifecycle;
 mod metrics;
 mod pods;
+mod podspec;
 mod restart;
 mod restore;
 mod stdio;
 mod upgrade;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::ensure;
+use cryo_e2e::conformance::TOOLS as CRITEST;
 use cryo_e2e::context::Context;
+use cryo_e2e::crictl::TOOLS as CRICTL;
 use cryo_e2e::events::Events;
 use cryo_e2e::runtime::Runtime;
 use cryo_e2e::test;
@@ -153,6 +159,18 @@ fn main() -> ExitCode {
         test!(cri::restored_on_another_node_goes_on),
         test!(cri::restored_is_checkpointed_again),
         test!(cri::the_own_runtime_name_checkpoints_and_restores),
+        test!(crictl::a_life_from_runp_to_rmp).needs(CRICTL),
+        test!(crictl::exec_and_attach).needs(CRICTL),
+        test!(crictl::port_forward).needs(CRICTL),
+        test!(crictl::stats_and_update).needs(CRICTL),
+        test!(crictl::a_checkpoint_is_exported_and_created_from).needs(CRICTL),
+        test!(crictl::inspect_says_oom_killed).needs(CRICTL),
+        test!(crictl::events_tell_a_life).needs(CRICTL),
+        test!(podspec::devices_have_their_rules).needs(CRICTL),
+        test!(podspec::masked_and_read_only_paths).needs(CRICTL),
+        test!(podspec::shared_memory_is_the_pods).needs(CRICTL),
+        test!(podspec::own_cgroups_are_seen_in_each_pid_mode).needs(CRICTL),
+        test!(podspec::cgroups_made_by_a_container_go_with_it).needs(CRICTL),
         test!(failures::checkpoint_of_a_created_task_is_refused),
         test!(failures::checkpoint_of_a_stopped_task_is_refused),
         test!(failures::restore_from_a_missing_folder),
@@ -195,5 +213,10 @@ fn main() -> ExitCode {
         test!(upgrade::of_the_shim_under_running_pods)
             .alone()
             .not_on_runc("the Go shim is the node's own program, in a root that all nodes share"),
+        test!(conformance::critest)
+            .alone()
+            .within(Duration::from_secs(400))
+            .needs(CRITEST)
+            .not_on_runc("`make conformance` runs critest against both"),
     ])
 }
