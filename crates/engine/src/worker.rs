@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{Container, ContainerStatus};
@@ -22,6 +24,9 @@ use crate::exec;
 use crate::program::Program;
 use crate::protocol::{CreateOptions, Failure, FailureKind, HookPhase, Reply, Request, Target};
 use crate::{mountpoint, resources, spec};
+
+/// How long a start waits for the program.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(2);
 
 /// Does what the request asks for, in this very process.
 /// Descriptors may come with the reply.
@@ -165,10 +170,29 @@ fn load(target: &Target) -> Result<Container, Failure> {
 }
 
 fn start(target: &Target) -> Result<Reply, Failure> {
-    load(target)?
-        .start()
-        .map_err(|e| libcontainer_failure(&e))?;
+    let mut container = load(target)?;
+    container.start().map_err(|e| libcontainer_failure(&e))?;
+    if let Some(pid) = container.pid() {
+        program_runs(pid.as_raw());
+    }
     Ok(Reply::Ok)
+}
+
+/// Waits until the container's first process has become its program, or has ended.
+///
+/// libcontainer only tells it to go on. Until then it is a process of ours: CRIU would dump
+/// our executable, and a pause would keep it from ever becoming the program. Hooks may hold
+/// it up for long, so after the limit this is left to itself.
+fn program_runs(pid: i32) {
+    let image = |pid: &str| {
+        let exe = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+        Some((exe.dev(), exe.ino()))
+    };
+    let ours = image("self");
+    let deadline = Instant::now() + PROGRAM_LIMIT;
+    while ours.is_some() && image(&pid.to_string()) == ours && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(200));
+    }
 }
 
 fn delete(target: &Target) -> Result<Reply, Failure> {

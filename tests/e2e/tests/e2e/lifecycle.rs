@@ -280,6 +280,23 @@ pub(crate) async fn a_running_task_is_not_deleted(cx: Context) -> anyhow::Result
     Ok(())
 }
 
+pub(crate) async fn start_answers_once_the_program_runs(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    for _ in 0..8 {
+        let container = cx.container(node, BUSYBOX, &["sleep", "100"]).await?;
+        let _output = container.create().await?;
+        let pid = container.start().await?;
+        container.api.pause(&container.id).await?;
+        let exe = std::fs::read_link(node.host(&format!("/proc/{pid}/exe")))?;
+        ensure!(exe.ends_with("busybox"), "it is still {}", exe.display());
+        // Else CRIU would find a file that is not of the container.
+        let image = cx.folder(node, "image")?;
+        container.checkpoint(&image, true).await?;
+        container.finish().await?;
+    }
+    Ok(())
+}
+
 pub(crate) async fn start_twice_is_refused(cx: Context) -> anyhow::Result<()> {
     let (container, output) = cx.shell(cx.a()?, COUNTER).await?;
     output.count_to(1).await?;

@@ -78,6 +78,8 @@ fn main() -> ExitCode {
         test!(lifecycle::every_process_is_signalled_and_killed_when_paused),
         test!(lifecycle::pids_lists_every_process),
         test!(lifecycle::a_running_task_is_not_deleted),
+        test!(lifecycle::start_answers_once_the_program_runs)
+            .not_on_runc("runc's start does not wait until its init has become the program"),
         test!(lifecycle::start_twice_is_refused),
         test!(lifecycle::create_twice_already_exists),
         test!(lifecycle::unknown_ids_are_not_found),
