@@ -4,11 +4,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt as _, Interest};
@@ -16,6 +18,9 @@ use tokio::net::unix::pipe;
 
 /// What is copied at once; a pipe holds 64 KiB.
 const BUFFER_BYTES: usize = 32 * 1024;
+
+/// How long the reader of a fifo may take to come, once there is nothing more to write.
+const READER_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is read.
 #[derive(Debug)]
@@ -48,6 +53,8 @@ impl Source {
 #[derive(Debug)]
 pub(super) enum Sink {
     Pipe(pipe::Sender),
+    /// The path, if it had no reader yet.
+    Fifo(pipe::Sender, Option<PathBuf>),
     File(tokio::fs::File),
     Terminal(Terminal),
     Null,
@@ -56,10 +63,12 @@ pub(super) enum Sink {
 impl Sink {
     /// A fifo, open for both: then a containerd that restarts does not break it.
     pub(super) fn fifo(path: &Path) -> io::Result<Self> {
-        pipe::OpenOptions::new()
+        // Kept until the other is open: its end would be that of the output.
+        let probe = pipe::OpenOptions::new().open_sender(path);
+        let both = pipe::OpenOptions::new()
             .read_write(true)
-            .open_sender(path)
-            .map(Self::Pipe)
+            .open_sender(path)?;
+        Ok(Self::Fifo(both, probe.is_err().then(|| path.to_owned())))
     }
 
     /// A file to append to, made with its folder if it is missing.
@@ -84,7 +93,7 @@ impl Sink {
 
     async fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
         match self {
-            Self::Pipe(pipe) => pipe.write_all(data).await,
+            Self::Pipe(pipe) | Self::Fifo(pipe, _) => pipe.write_all(data).await,
             Self::File(file) => {
                 file.write_all(data).await?;
                 // Until then it is in tokio's own buffer.
@@ -92,6 +101,29 @@ impl Sink {
             }
             Self::Terminal(terminal) => terminal.write_all(data).await,
             Self::Null => Ok(()),
+        }
+    }
+
+    /// Closes it, but a fifo not before somebody reads it: one that nobody has open forgets
+    /// what is in it, and who opens it later waits for ever. containerd opens it beside the
+    /// request that names it, so a short-lived process can be over first.
+    async fn close(self) {
+        let Self::Fifo(both, Some(path)) = self else {
+            return;
+        };
+        let Ok(writer) = pipe::OpenOptions::new().open_sender(&path) else {
+            return;
+        };
+        // From here on an error on the write end means that there is no reader.
+        drop(both);
+        let deadline = Instant::now() + READER_LIMIT;
+        let unread = || {
+            let mut poll = [PollFd::new(&writer, PollFlags::OUT)];
+            rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok()
+                && poll[0].revents().contains(PollFlags::ERR)
+        };
+        while unread() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
@@ -108,6 +140,7 @@ pub(super) async fn copy(from: Source, mut to: Sink, copied: Arc<AtomicU64>) {
             break;
         }
     }
+    to.close().await;
 }
 
 /// The master of a container's terminal.

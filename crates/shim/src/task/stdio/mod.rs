@@ -330,7 +330,7 @@ fn number(pipe: Option<&pipe::Receiver>) -> Vec<i32> {
 
 fn sink_number(sink: &Sink) -> Vec<i32> {
     match sink {
-        Sink::Pipe(pipe) => vec![pipe.as_raw_fd()],
+        Sink::Pipe(pipe) | Sink::Fifo(pipe, _) => vec![pipe.as_raw_fd()],
         Sink::File(file) => vec![file.as_raw_fd()],
         Sink::Terminal(terminal) => vec![terminal.number()],
         Sink::Null => Vec::new(),
@@ -391,6 +391,7 @@ mod tests {
     use std::path::Path;
 
     use rustix::fs::{CWD, FileType, Mode};
+    use tokio::io::AsyncReadExt as _;
 
     use super::*;
 
@@ -417,6 +418,29 @@ mod tests {
     async fn open(paths: &Paths) -> (Stdio, ContainerEnds) {
         let reaper = Reaper::default();
         Stdio::open(paths, &me(&reaper)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn output_waits_for_a_reader_that_comes_late() {
+        let dir = tempfile::tempdir().unwrap();
+        let stdout = make_fifo(dir.path(), "out");
+        let paths = Paths {
+            stdout: stdout.clone(),
+            ..Paths::default()
+        };
+        let (stdio, [_, theirs, _]) = open(&paths).await;
+        File::from(theirs.unwrap()).write_all(b"late").unwrap();
+        let drained = tokio::spawn(stdio.drain(Duration::from_secs(5)));
+        // Long enough for a fifo that is closed at once.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut reader = pipe::OpenOptions::new().open_receiver(&stdout).unwrap();
+        drained.await.unwrap();
+        let mut text = String::new();
+        // Of a fifo that was closed before, there is neither text nor end.
+        let read = reader.read_to_string(&mut text);
+        let read = tokio::time::timeout(Duration::from_secs(5), read).await;
+        read.unwrap().unwrap();
+        assert_eq!(text, "late");
     }
 
     #[tokio::test]
