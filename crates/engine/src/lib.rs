@@ -12,6 +12,8 @@ pub mod cgroup;
 mod client;
 mod console;
 mod exec;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod mountpoint;
 mod program;
 pub mod protocol;

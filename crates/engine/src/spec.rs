@@ -57,8 +57,16 @@ pub fn load(bundle: &Path) -> Result<Spec, Error> {
 
 /// Parses a spec. Capabilities that nobody knows are left out: a newer
 /// containerd may name some, and none can be granted anyway.
-fn parse(json: &[u8]) -> Result<Spec, serde_json::Error> {
+///
+/// # Errors
+///
+/// When this is not JSON, or not of a spec.
+pub fn parse(json: &[u8]) -> Result<Spec, serde_json::Error> {
     let mut value: serde_json::Value = serde_json::from_slice(json)?;
+    if !value.is_object() {
+        // serde would take an array for the fields in their order.
+        return Err(serde::de::Error::custom("not an object"));
+    }
     let sets = value
         .pointer_mut("/process/capabilities")
         .and_then(serde_json::Value::as_object_mut);
@@ -234,6 +242,14 @@ mod tests {
 
     fn spec(json: &str) -> Spec {
         serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn only_an_object_is_a_spec() {
+        assert!(parse(br#"{"ociVersion":"1.1.0"}"#).is_ok());
+        for other in ["[]", "[\"1.1.0\"]", "null", "1"] {
+            assert!(parse(other.as_bytes()).is_err(), "{other}");
+        }
     }
 
     #[test]

@@ -27,6 +27,16 @@ use crate::protocol::{ExecRequest, Failure, FailureKind, MAX_MESSAGE_BYTES, Repl
 use crate::spec;
 use crate::worker::failure;
 
+/// Plans a process without running it.
+///
+/// # Errors
+///
+/// Why it is refused.
+#[cfg(fuzzing)]
+pub fn fuzz_plan(process: &[u8], spec: &oci_spec::runtime::Spec) -> Result<(), String> {
+    Plan::new(process, spec).map(drop)
+}
+
 /// Runs a process. The descriptors are those of the request.
 pub(crate) fn run(
     target: &Target,

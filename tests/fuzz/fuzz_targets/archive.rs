@@ -1,0 +1,32 @@
+//! Archives: no entry leads out of them, and a stream and a file are read alike.
+#![no_main]
+
+use std::io::{Cursor, Read};
+
+use cryo_checkpoint::summary::Summary;
+use cryo_checkpoint::tar_stream::{Entry, TarStream};
+use libfuzzer_sys::fuzz_target;
+
+fn entries<R: Read>(mut archive: TarStream<R>) -> (Vec<Entry>, bool) {
+    let mut entries = Vec::new();
+    loop {
+        match archive.next_entry() {
+            Ok(Some(entry)) => entries.push(entry),
+            end => return (entries, end.is_ok()),
+        }
+    }
+}
+
+fuzz_target!(|archive: &[u8]| {
+    let (streamed, whole) = entries(TarStream::new(archive));
+    for entry in &streamed {
+        assert!(!entry.name.starts_with('/'), "{entry:?}");
+        assert!(entry.name.split('/').all(|part| part != ".."), "{entry:?}");
+        assert!(entry.offset < archive.len() as u64, "{entry:?}");
+    }
+    let sought = entries(TarStream::seekable(Cursor::new(archive)));
+    assert_eq!(sought, (streamed, whole));
+    if Summary::read_archive(TarStream::new(archive)).is_ok() {
+        assert!(whole, "a damaged archive has a summary");
+    }
+});

@@ -1,0 +1,63 @@
+//! CRIU's image files: framing, messages, views. What is read and written again is the same.
+#![no_main]
+
+use cryo_criu_image::files::{Descriptor, OpenFile, Terminal};
+use cryo_criu_image::inventory::{Inventory, TaskIds};
+use cryo_criu_image::mounts::Mount;
+use cryo_criu_image::pagemap::PagemapTotals;
+use cryo_criu_image::pstree::{Process, ProcessTree};
+use cryo_criu_image::stats::{DumpStats, RestoreStats};
+use cryo_criu_image::task::Core;
+use cryo_criu_image::{Kind, RawReader, Reader, View, Writer};
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+
+/// Bytes to framed messages and back.
+fn frames(kind: Kind, image: &[u8]) {
+    let Ok(mut reader) = RawReader::new("f", kind, image) else {
+        return;
+    };
+    let mut writer = Writer::new(kind, Vec::new()).expect("a kind that is read is written");
+    let mut whole = reader.offset();
+    while let Ok(Some(entry)) = reader.next_entry() {
+        writer.entry(entry.bytes).expect("what was read is written");
+        whole = reader.offset();
+    }
+    let whole = usize::try_from(whole).expect("no longer than the input");
+    assert_eq!(Some(writer.into_inner().as_slice()), image.get(..whole));
+}
+
+/// Messages to views, and messages to bytes and back.
+fn views<V: View>(image: &[u8]) {
+    if let Ok(views) = Reader::<V, _>::new("f", image) {
+        views.for_each(drop);
+    }
+    let Ok(mut reader) = RawReader::new("f", V::KIND, image) else {
+        return;
+    };
+    while let Ok(Some(entry)) = reader.next_entry() {
+        if let Ok(message) = V::Wire::decode(entry.bytes) {
+            let bytes = message.encode_to_vec();
+            let again = V::Wire::decode(bytes.as_slice()).expect("what was written is read");
+            assert_eq!(again.encode_to_vec(), bytes);
+        }
+    }
+}
+
+fuzz_target!(|image: &[u8]| {
+    for &kind in Kind::ALL {
+        frames(kind, image);
+    }
+    views::<Inventory>(image);
+    views::<TaskIds>(image);
+    views::<Process>(image);
+    views::<Core>(image);
+    views::<Descriptor>(image);
+    views::<OpenFile>(image);
+    views::<Terminal>(image);
+    views::<Mount>(image);
+    views::<DumpStats>(image);
+    views::<RestoreStats>(image);
+    let _ = ProcessTree::read("f", image);
+    let _ = PagemapTotals::read("f", image);
+});
