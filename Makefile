@@ -16,7 +16,7 @@ DESTDIR ?=
 help: ## say what there is
 	@echo "cryo: freeze a container, wake it elsewhere. 'make TARGET':"
 	@echo
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 .PHONY: deps
 deps: ## install what is needed (root, apt-get), or say what is missing
@@ -38,6 +38,14 @@ demo: build ## a container freezes on one node and goes on counting on another (
 .PHONY: test
 test: build ## all tests; those in the lab need root, or say that they were skipped
 	@hack/test
+
+.PHONY: soak
+soak: build ## 200 pods' lives in the lab, then: did anything grow? (root; SOAK="--pods N --seed S")
+	@target/debug/cryo-soak $(SOAK)
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## 30 s of fuzzing each target (FUZZ_SECONDS)
+	@hack/fuzz-smoke
 
 .PHONY: lint
 lint: deps ## format, clippy, the rules of the house

@@ -232,6 +232,8 @@ pub struct ExecRequest {
     pub stdout: String,
     #[prost(string, tag = "4")]
     pub stderr: String,
+    #[prost(bool, tag = "5")]
+    pub terminal: bool,
     #[prost(message, optional, tag = "6")]
     pub spec: Option<Any>,
     #[prost(string, tag = "7")]
@@ -439,6 +441,55 @@ impl Api {
             .call("/containerd.services.tasks.v1.Tasks/Start", request)
             .await?;
         Ok(answer.pid)
+    }
+
+    pub async fn kill_exec(&self, id: &str, exec_id: &str, signal: u32) -> Result<(), Status> {
+        let request = KillRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+            signal,
+            all: false,
+        };
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Kill", request)
+            .await?;
+        Ok(())
+    }
+
+    pub async fn wait_exec(&self, id: &str, exec_id: &str) -> Result<u32, Status> {
+        let request = ProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+        };
+        let answer: WaitResponse = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/Wait", request)
+            .await?;
+        Ok(answer.exit_status)
+    }
+
+    pub async fn delete_exec(&self, id: &str, exec_id: &str) -> Result<DeleteResponse, Status> {
+        let request = ProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+        };
+        self.rpc
+            .call("/containerd.services.tasks.v1.Tasks/DeleteProcess", request)
+            .await
+    }
+
+    pub async fn close_exec_stdin(&self, id: &str, exec_id: &str) -> Result<(), Status> {
+        let request = CloseIoRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+            stdin: true,
+        };
+        let _: Empty = self
+            .rpc
+            .call("/containerd.services.tasks.v1.Tasks/CloseIO", request)
+            .await?;
+        Ok(())
     }
 
     pub async fn delete(&self, id: &str) -> Result<DeleteResponse, Status> {

@@ -265,6 +265,58 @@ pub struct CheckpointContainerRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct ExecSyncRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    pub cmd: Vec<String>,
+    #[prost(int64, tag = "3")]
+    pub timeout: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ExecSyncResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub stdout: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub stderr: Vec<u8>,
+    #[prost(int32, tag = "3")]
+    pub exit_code: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct UpdateContainerResourcesRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub linux: Option<LinuxContainerResources>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct UInt64Value {
+    #[prost(uint64, tag = "1")]
+    pub value: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct MemoryUsage {
+    #[prost(message, optional, tag = "2")]
+    pub working_set_bytes: Option<UInt64Value>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerStats {
+    #[prost(message, optional, tag = "3")]
+    pub memory: Option<MemoryUsage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerStatsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub stats: Option<ContainerStats>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct ListedContainer {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -404,6 +456,43 @@ impl Cri {
         self.rpc
             .call("/runtime.v1.RuntimeService/ContainerStatus", request)
             .await
+    }
+
+    pub async fn exec_sync(&self, id: &str, command: &[&str]) -> Result<ExecSyncResponse, Status> {
+        let request = ExecSyncRequest {
+            container_id: id.into(),
+            cmd: command.iter().map(|&word| word.into()).collect(),
+            timeout: 30,
+        };
+        self.rpc
+            .call("/runtime.v1.RuntimeService/ExecSync", request)
+            .await
+    }
+
+    pub async fn stats(&self, id: &str) -> Result<Option<ContainerStats>, Status> {
+        let answer: ContainerStatsResponse = self
+            .rpc
+            .call(
+                "/runtime.v1.RuntimeService/ContainerStats",
+                Id { id: id.into() },
+            )
+            .await?;
+        Ok(answer.stats)
+    }
+
+    pub async fn update(&self, id: &str, linux: LinuxContainerResources) -> Result<(), Status> {
+        let request = UpdateContainerResourcesRequest {
+            container_id: id.into(),
+            linux: Some(linux),
+        };
+        let _: Empty = self
+            .rpc
+            .call(
+                "/runtime.v1.RuntimeService/UpdateContainerResources",
+                request,
+            )
+            .await?;
+        Ok(())
     }
 
     pub async fn list(&self) -> Result<Vec<ListedContainer>, Status> {

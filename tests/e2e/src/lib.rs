@@ -1,7 +1,7 @@
 //! Drives a real containerd in the lab (`hack/lab`) from the host: through `ctr`,
 //! through containerd's gRPC API and through CRI.
 //!
-//! The tests themselves are in `tests/e2e/`, the benchmark in `src/bin/`;
+//! The tests themselves are in `tests/e2e/`, the benchmark and the soak in `src/bin/`;
 //! this library is what all of them stand on. `README.md` beside it says how to run them.
 #![forbid(unsafe_code)]
 
