@@ -604,28 +604,6 @@ impl Api {
         Ok(())
     }
 
-    pub async fn wait_exec(&self, id: &str, exec_id: &str) -> Result<u32, Status> {
-        let request = ProcessRequest {
-            container_id: id.into(),
-            exec_id: exec_id.into(),
-        };
-        let answer: WaitResponse = self
-            .rpc
-            .call("/containerd.services.tasks.v1.Tasks/Wait", request)
-            .await?;
-        Ok(answer.exit_status)
-    }
-
-    pub async fn delete_exec(&self, id: &str, exec_id: &str) -> Result<DeleteResponse, Status> {
-        let request = ProcessRequest {
-            container_id: id.into(),
-            exec_id: exec_id.into(),
-        };
-        self.rpc
-            .call("/containerd.services.tasks.v1.Tasks/DeleteProcess", request)
-            .await
-    }
-
     /// Of the container's first process, or of an exec if one is named.
     pub async fn close_stdin(&self, id: &str, exec_id: &str) -> Result<(), Status> {
         let request = CloseIoRequest {
