@@ -3,6 +3,7 @@
 
 pub mod heap;
 pub mod inherited;
+pub mod mntns;
 pub mod process;
 pub mod scm;
 pub mod spawn;
