@@ -472,8 +472,11 @@ impl Worker {
             }
         }
         if self.ending.is_some() && matches!(event, Event::PreResume | Event::PostResume) {
-            // CRIU ignores a refusal here and would let the tasks run.
+            // CRIU ignores a refusal here and would let the tasks run. It cannot undo a tree whose
+            // root is dead either: it waits for the root, the root for the others of its pid
+            // namespace, and they for CRIU, which traces them. It has nothing left to undo.
             self.kill_root();
+            self.kill();
         }
         Ok(CriuReq {
             notify_success: Some(self.ending.is_none() || !event.can_refuse()),
@@ -542,7 +545,7 @@ impl Worker {
                 Ok(Ready::Woken(_)) => self.ending = Some(Ending::Cancelled),
                 Ok(Ready::TimedOut) if !ending => self.ending = Some(Ending::Deadline),
                 Ok(Ready::TimedOut) => {
-                    self.kill();
+                    self.give_up();
                     return Err(Talk::Closed);
                 }
                 Err(e) => return Err(self.io("wait for criu", e)),
@@ -562,9 +565,13 @@ impl Worker {
         }
     }
 
-    fn kill(&mut self) {
+    fn give_up(&mut self) {
         tracing::warn!(pid = self.child.pid().as_raw_pid(), operation = %self.operation,
             "criu does not give up by itself: killing it");
+        self.kill();
+    }
+
+    fn kill(&mut self) {
         self.killed = true;
         // Its helpers too: they are in its session's group.
         let _ = rustix::process::kill_process_group(self.child.pid(), Signal::KILL);
@@ -576,7 +583,7 @@ impl Worker {
         self.sock = None;
         match self.child.wait_timeout(control.grace) {
             Ok(Some(exit)) => return Some(exit),
-            Ok(None) => self.kill(),
+            Ok(None) => self.give_up(),
             Err(e) => {
                 tracing::error!(error = %e, "cannot wait for criu");
                 return None;
