@@ -6,7 +6,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, open, openat, statat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat, openat2, statat,
+};
+use rustix::io::Errno;
 
 /// Most files that a directory may hold. CRIU writes a few for each task and namespace.
 const MAX_FILES: usize = 1 << 18;
@@ -17,6 +20,8 @@ pub(crate) struct FlatDir {
     fd: OwnedFd,
     files: BTreeMap<String, u64>,
     directories: Vec<String>,
+    /// The first that others than its owner or root may change.
+    exposed: Option<String>,
 }
 
 /// Why a directory is not flat, or could not be read.
@@ -49,10 +54,12 @@ impl FlatDir {
 
     /// Lists a directory by its descriptor.
     pub(crate) fn new(fd: OwnedFd, directories: bool) -> Result<Self, Error> {
+        let exposed = is_exposed(&fstat(&fd)?).then(|| "the directory".to_owned());
         let mut flat = Self {
             fd,
             files: BTreeMap::new(),
             directories: Vec::new(),
+            exposed,
         };
         for entry in Dir::read_from(&flat.fd)? {
             let entry = entry?;
@@ -70,6 +77,9 @@ impl FlatDir {
                     return Err(Error::Foreign(name, "a file with an unreadable name"));
                 }
                 None => {
+                    if flat.exposed.is_none() && is_exposed(&stat) {
+                        flat.exposed = Some(name.clone());
+                    }
                     flat.files.insert(name, size(&stat));
                 }
                 Some(DIRECTORY) if directories => flat.directories.push(name),
@@ -97,14 +107,24 @@ impl FlatDir {
     pub(crate) fn open_file(&self, name: &str) -> Result<File, Error> {
         // NONBLOCK: a fifo put there meanwhile does not hold us up. It means nothing to files.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = match openat(&self.fd, name, flags, Mode::empty()) {
-            Err(rustix::io::Errno::LOOP) => return Err(Error::Foreign(name.to_owned(), SYMLINK)),
+        let within = ResolveFlags::BENEATH
+            | ResolveFlags::NO_SYMLINKS
+            | ResolveFlags::NO_MAGICLINKS
+            | ResolveFlags::NO_XDEV;
+        let fd = match openat2(&self.fd, name, flags, Mode::empty(), within) {
+            Err(Errno::LOOP) => return Err(Error::Foreign(name.to_owned(), SYMLINK)),
+            Err(Errno::XDEV) => return Err(Error::Foreign(name.to_owned(), "a mount")),
             result => result?,
         };
         match foreign(&fstat(&fd)?) {
             None => Ok(File::from(fd)),
             Some(what) => Err(Error::Foreign(name.to_owned(), what)),
         }
+    }
+
+    /// The first of directory and files that somebody else than root and ourselves may change.
+    pub(crate) fn exposed(&self) -> Option<&str> {
+        self.exposed.as_deref()
     }
 
     /// The directory itself.
@@ -128,6 +148,13 @@ fn foreign(stat: &Stat) -> Option<&'static str> {
         FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
         FileType::Unknown => Some("neither file nor directory"),
     }
+}
+
+fn is_exposed(stat: &Stat) -> bool {
+    let others = Mode::WGRP | Mode::WOTH;
+    let owner = stat.st_uid;
+    (owner != 0 && owner != rustix::process::geteuid().as_raw())
+        || Mode::from_raw_mode(stat.st_mode).intersects(others)
 }
 
 fn size(stat: &Stat) -> u64 {

@@ -8,8 +8,8 @@
 //! stats-dump dump.log                      if the work directory was the same
 //! ```
 //!
-//! [`check`] answers two questions: is it *safe to open* (regular files only, flat, one name
-//! each; CRIU follows links and would load any file of the host into the container's memory),
+//! [`check`] answers two questions: is it *safe to open* (known names and regular files only,
+//! flat, one name each; CRIU follows links and would load any file of the host into the container's memory),
 //! and is it *complete* (everything that CRIU will look for first is there, can be read, and has
 //! the length that the rest promises). Whether the container is what its specification says is
 //! another question, which is not asked here.
@@ -25,7 +25,7 @@ use cryo_criu_image::pagemap::PagemapTotals;
 use cryo_criu_image::pstree::ProcessTree;
 use cryo_criu_image::stats::DumpStats;
 use cryo_criu_image::task::Core;
-use cryo_criu_image::{Kind, Reader, View};
+use cryo_criu_image::{Body, Kind, Reader, View};
 
 use crate::descriptors::{self, Descriptors, StdioKey};
 use crate::flat::{self, FlatDir};
@@ -51,11 +51,23 @@ pub enum Error {
         /// What it is, with its article.
         what: &'static str,
     },
+    /// Somebody could change the files after they were checked.
+    #[error("the checkpoint is unsafe: {name} can be changed by others than root")]
+    Exposed {
+        /// The file, or the directory.
+        name: String,
+    },
     /// There are more files than any container's images have.
     #[error("the checkpoint is unsafe: more than {limit} files")]
     TooManyFiles {
         /// How many there may be.
         limit: usize,
+    },
+    /// CRIU would restore into a namespace that it is in itself.
+    #[error("the checkpoint is unsafe: its processes are in the {namespace} namespace of the node")]
+    InTheNodes {
+        /// Its kind.
+        namespace: &'static str,
     },
     /// A file that a restore needs is not there.
     #[error("the checkpoint is incomplete: {name} is missing")]
@@ -118,9 +130,10 @@ impl Error {
             Self::Foreign { name, .. } if name == layout::PARENT => {
                 "incremental checkpoints are not supported: make one without a parent"
             }
-            Self::Foreign { .. } | Self::TooManyFiles { .. } => {
+            Self::Foreign { .. } | Self::TooManyFiles { .. } | Self::InTheNodes { .. } => {
                 "do not use it unless you know where it comes from: CRIU never writes this"
             }
+            Self::Exposed { .. } => "make root its owner, and let nobody else write to it",
             Self::Missing { .. } | Self::ShortPages { .. } => {
                 "make the checkpoint again, or copy all of it: the dump or a copy was cut short"
             }
@@ -140,7 +153,7 @@ impl Error {
 ///
 /// It owns the directory's descriptor, so that CRIU can be given the very directory that was
 /// checked ([`ImageDir::fd`]) whatever its path leads to by then. The files in it are not locked
-/// against whoever may write to them: keep it where only root can.
+/// against whoever may write to them; [`ImageDir::check_owner`] tells whether that is root alone.
 #[derive(Debug)]
 pub struct ImageDir {
     files: FlatDir,
@@ -174,6 +187,7 @@ pub fn check_fd(fd: OwnedFd) -> Result<ImageDir, Error> {
 
 impl ImageDir {
     fn new(files: FlatDir) -> Result<Self, Error> {
+        check_names(&files)?;
         let inventory: Inventory = one(&files, Kind::Inventory, 0)?;
         if inventory.image_version != IMAGE_VERSION {
             return Err(Error::Version {
@@ -200,9 +214,11 @@ impl ImageDir {
                 here,
             });
         }
+        let ids = task_ids(&files, &tree, &root)?;
+        check_namespaces(&inventory, &tree, ids.as_ref())?;
         check_memory(&files)?;
 
-        let stdio = stdio_keys(&files, &tree, &root)?;
+        let stdio = stdio_keys(&files, ids)?;
         let stats = match files.size(layout::STATS_DUMP) {
             Some(_) => Some(one(&files, Kind::StatsDump, 0)?),
             None => None,
@@ -215,6 +231,21 @@ impl ImageDir {
             stdio,
             stats,
         })
+    }
+
+    /// Checks that nobody but root, and who runs this, can change the directory or its files: CRIU
+    /// opens them anew, after they were checked.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Exposed`].
+    pub fn check_owner(&self) -> Result<(), Error> {
+        match self.files.exposed() {
+            Some(name) => Err(Error::Exposed {
+                name: name.to_owned(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// The directory.
@@ -275,6 +306,28 @@ impl ImageDir {
     }
 }
 
+/// There are files of known names only, and none is longer than we would read it.
+fn check_names(files: &FlatDir) -> Result<(), Error> {
+    const OTHERS: [&str; 3] = [layout::DESCRIPTORS, layout::DUMP_LOG, layout::RESTORE_LOG];
+    for (name, size) in files.files() {
+        let foreign = |what| {
+            Err(Error::Foreign {
+                name: name.to_owned(),
+                what,
+            })
+        };
+        match Kind::of_file_name(name) {
+            Some((kind, _)) if kind.body() == Body::Bytes => {}
+            Some((kind, _)) if size > kind.limits().total_bytes => {
+                return foreign("longer than any that CRIU writes");
+            }
+            None if !OTHERS.contains(&name) => return foreign("no file of a checkpoint"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Every pagemap can be read, and its pages are there.
 fn check_memory(files: &FlatDir) -> Result<(), Error> {
     // The smallest of all: elsewhere it is a lower bound.
@@ -326,16 +379,12 @@ fn check_memory(files: &FlatDir) -> Result<(), Error> {
     Ok(())
 }
 
-fn stdio_keys(
-    files: &FlatDir,
-    tree: &ProcessTree,
-    root: &Core,
-) -> Result<[Option<StdioKey>; 3], Error> {
+fn stdio_keys(files: &FlatDir, ids: Option<TaskIds>) -> Result<[Option<StdioKey>; 3], Error> {
     let recorded = match files.size(layout::DESCRIPTORS) {
         Some(_) => read_descriptors(files)?.0.map(Some),
         None => [None, None, None],
     };
-    let current = current_stdio(files, tree, root)?;
+    let current = current_stdio(files, ids)?;
 
     // Which ends of the pipes in question are held within the container.
     let mut ends = BTreeMap::<u32, Ends>::new();
@@ -393,17 +442,37 @@ struct Ends {
     writing: bool,
 }
 
-/// What the root task has at its descriptors 0 to 2.
-fn current_stdio(
-    files: &FlatDir,
+/// A container has a mount namespace, and a process with the number 1 a pid namespace. Other kinds
+/// may be the node's; whoever restores knows.
+fn check_namespaces(
+    inventory: &Inventory,
     tree: &ProcessTree,
-    root: &Core,
-) -> Result<[Option<StdioKey>; 3], Error> {
-    let pid = tree.root_pid().into();
-    let ids = match files.size(&Kind::Ids.file_name(pid)) {
-        Some(_) => Some(one::<TaskIds>(files, Kind::Ids, pid)?),
-        None => root.ids,
+    ids: Option<&TaskIds>,
+) -> Result<(), Error> {
+    let (Some(nodes), Some(ids)) = (&inventory.root_ids, ids) else {
+        return Ok(());
     };
+    let shared = |one: Option<u32>, other: Option<u32>| one.is_some() && one == other;
+    if shared(nodes.mnt_ns, ids.mnt_ns) {
+        return Err(Error::InTheNodes { namespace: "mount" });
+    }
+    if tree.root_pid() == 1 && shared(nodes.pid_ns, ids.pid_ns) {
+        return Err(Error::InTheNodes { namespace: "pid" });
+    }
+    Ok(())
+}
+
+/// Which kernel objects the root task shares with whom.
+fn task_ids(files: &FlatDir, tree: &ProcessTree, root: &Core) -> Result<Option<TaskIds>, Error> {
+    let pid = tree.root_pid().into();
+    match files.size(&Kind::Ids.file_name(pid)) {
+        Some(_) => Ok(Some(one(files, Kind::Ids, pid)?)),
+        None => Ok(root.ids),
+    }
+}
+
+/// What the root task has at its descriptors 0 to 2.
+fn current_stdio(files: &FlatDir, ids: Option<TaskIds>) -> Result<[Option<StdioKey>; 3], Error> {
     let Some(table) = ids.map(|ids| Kind::Fdinfo.file_name(ids.files.into())) else {
         return Ok([None, None, None]);
     };

@@ -10,8 +10,8 @@ pub const STATS_DUMP: &str = "stats-dump";
 /// CRIU's log of a dump, in its work directory. In an archive at the top level. For humans.
 pub const DUMP_LOG: &str = "dump.log";
 
-/// CRIU's log of a restore, in its work directory. For humans. Nothing in an image directory may
-/// bear the name: CRIU would write through it.
+/// CRIU's log of a restore, in its work directory. For humans. Where that is the image directory,
+/// CRIU writes through whatever link bears the name; ours never is.
 pub const RESTORE_LOG: &str = "restore.log";
 
 /// What descriptors 0 to 2 of the container were, in the image directory; see

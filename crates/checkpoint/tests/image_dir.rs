@@ -9,7 +9,7 @@ use std::path::Path;
 
 use cryo_checkpoint::descriptors::StdioKey;
 use cryo_checkpoint::image_dir::{self, Error, ImageDir};
-use cryo_criu_image::Kind;
+use cryo_criu_image::{Kind, msg};
 use fixture::Files;
 use proptest::prelude::*;
 
@@ -127,7 +127,7 @@ fn what_is_truncated_is_named() {
 #[test]
 fn what_could_lead_elsewhere_is_refused() {
     type Spoil = fn(&Path);
-    let cases: [(&str, Spoil); 5] = [
+    let cases: [(&str, Spoil); 7] = [
         (
             "the checkpoint is unsafe: pages-1.img is a symbolic link",
             |dir| {
@@ -153,6 +153,19 @@ fn what_could_lead_elsewhere_is_refused() {
         ("the checkpoint is unsafe: stats-dump is a socket", |dir| {
             std::os::unix::net::UnixListener::bind(dir.join("stats-dump")).unwrap();
         }),
+        (
+            "the checkpoint is unsafe: core-01.img is no file of a checkpoint",
+            |dir| fs::write(dir.join("core-01.img"), "").unwrap(),
+        ),
+        (
+            "the checkpoint is unsafe: inventory.img is longer than any that CRIU writes",
+            |dir| {
+                let file = fs::File::options()
+                    .write(true)
+                    .open(dir.join("inventory.img"));
+                file.unwrap().set_len(2 << 20).unwrap();
+            },
+        ),
     ];
     for (expected, spoil) in cases {
         let error = check(&fixture::images(), spoil).unwrap_err();
@@ -163,6 +176,70 @@ fn what_could_lead_elsewhere_is_refused() {
         symlink("../older", dir.join("parent")).unwrap()
     });
     assert!(error.unwrap_err().hint().contains("incremental"));
+}
+
+#[test]
+fn what_others_may_change_is_told() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let chmod = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let owner = |spoil: &dyn Fn(&Path)| {
+        let images = check(&fixture::images(), |dir| {
+            for entry in fs::read_dir(dir).unwrap() {
+                chmod(&entry.unwrap().path(), 0o644);
+            }
+            chmod(dir, 0o755);
+            spoil(dir);
+        });
+        images.unwrap().check_owner().map_err(|e| e.to_string())
+    };
+    assert_eq!(owner(&|_| {}), Ok(()));
+    assert_eq!(
+        owner(&|dir| chmod(&dir.join("core-1.img"), 0o646)).unwrap_err(),
+        "the checkpoint is unsafe: core-1.img can be changed by others than root"
+    );
+    assert_eq!(
+        owner(&|dir| chmod(dir, 0o770)).unwrap_err(),
+        "the checkpoint is unsafe: the directory can be changed by others than root"
+    );
+}
+
+#[test]
+fn namespaces_of_the_node_are_refused() {
+    let ids = |mnt_ns, pid_ns| msg::TaskKobjIdsEntry {
+        vm_id: Some(1),
+        files_id: Some(2),
+        fs_id: Some(1),
+        sighand_id: Some(1),
+        mnt_ns_id: Some(mnt_ns),
+        pid_ns_id: Some(pid_ns),
+        ..Default::default()
+    };
+    let inventory = msg::InventoryEntry {
+        img_version: Some(2),
+        root_ids: Some(ids(6, 1)),
+        ..Default::default()
+    };
+    let mut files = fixture::images();
+    files.insert(
+        "inventory.img".into(),
+        fixture::image(Kind::Inventory, &[inventory]),
+    );
+    let mut with = |mnt_ns, pid_ns| {
+        let ids = fixture::image(Kind::Ids, &[ids(mnt_ns, pid_ns)]);
+        files.insert("ids-1.img".into(), ids);
+        check(&files, |_| {}).map(drop).map_err(|e| e.to_string())
+    };
+    assert_eq!(with(13, 9), Ok(()));
+    for (mnt_ns, pid_ns, kind) in [(6, 9, "mount"), (13, 1, "pid")] {
+        assert_eq!(
+            with(mnt_ns, pid_ns).unwrap_err(),
+            format!(
+                "the checkpoint is unsafe: its processes are in the {kind} namespace of the node"
+            )
+        );
+    }
 }
 
 #[test]
