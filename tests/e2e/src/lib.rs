@@ -12,6 +12,7 @@ pub mod context;
 pub mod cri;
 pub mod crictl;
 pub mod events;
+pub mod images;
 pub mod lab;
 pub mod rpc;
 pub mod runner;

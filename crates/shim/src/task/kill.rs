@@ -36,6 +36,13 @@ pub(super) fn all(cgroups: &Cgroups, signal: i32) -> Result<(), TaskError> {
     Ok(())
 }
 
+/// Kills one, wherever it is.
+pub(super) fn one(pid: u32) {
+    if let Err(error) = send(pid, Signal::KILL.as_raw()) {
+        tracing::error!(%error, pid, "a process cannot be killed");
+    }
+}
+
 /// Ended in the meantime is as good.
 fn send(pid: u32, signal: i32) -> io::Result<()> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {

@@ -9,6 +9,7 @@ mod criu;
 pub mod delete;
 pub mod dump;
 mod failures;
+mod gate;
 mod kill;
 pub mod oom;
 pub mod process;

@@ -13,6 +13,7 @@ use rustix::process::Pid;
 
 use super::context::{Context, KILL_LIMIT, from_engine, internal};
 use super::criu::{self, WorkDir};
+use super::gate::{Gate, Refused};
 use super::stdio::{self, ContainerEnds};
 use crate::rpc::{TaskError, with_causes};
 
@@ -69,18 +70,41 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
         options.inherit_fds.extend(streams(&images, ends)?);
     }
 
+    let mut gate = Gate::new(&context.spec, &context.record.rootfs())
+        .map_err(|e| TaskError::io("cannot tell what the container may be", &e))?;
     let mut console = None;
-    let mut notify = |event: &Event, fd: Option<OwnedFd>| match event {
-        Event::SetupNamespaces { pid } => set_up(context, *pid).map_err(|e| Refusal(e.to_string())),
-        Event::OrphanPtsMaster => {
-            console = fd;
-            Ok(())
-        }
-        _ => Ok(()),
+    let mut checked = false;
+    // Why we did not let it go on, with its own code.
+    let mut refused = None;
+    let mut notify = |event: &Event, fd: Option<OwnedFd>| {
+        let answer = match event {
+            Event::SetupNamespaces { pid } => set_up(context, *pid, &mut gate),
+            Event::PreResume => {
+                checked = true;
+                gate.check(&context.cgroups).map_err(from_gate)
+            }
+            Event::OrphanPtsMaster => {
+                console = fd;
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        answer.map_err(|error| {
+            let refusal = Refusal(error.to_string());
+            refused = Some(error);
+            refusal
+        })
     };
-    let restored = criu
-        .restore(options, &mut notify, &Control::default())
-        .map_err(|e| work.failed(context, "restore", e))?;
+    let restored = criu.restore(options, &mut notify, &Control::default());
+    let restored = restored.map_err(|error| match refused.take() {
+        Some(refused) => refused,
+        None => work.failed(context, "restore", error),
+    })?;
+    if !checked {
+        return Err(TaskError::FailedPrecondition(
+            "criu let the container run without asking first: install a newer one".to_owned(),
+        ));
+    }
     let pid = Pid::from_raw(restored.pid)
         .ok_or_else(|| TaskError::Internal("CRIU restored a process without an id".to_owned()))?;
     let poststart =
@@ -126,7 +150,11 @@ fn open_images(context: &Context) -> Result<ImageDir, TaskError> {
     let path = context.checkpoint.as_ref().ok_or_else(|| {
         TaskError::FailedPrecondition("the container was not made from a checkpoint".to_owned())
     })?;
-    image_dir::check(path).map_err(|e| {
+    let images = image_dir::check(path).and_then(|images| {
+        images.check_owner()?;
+        Ok(images)
+    });
+    images.map_err(|e| {
         TaskError::FailedPrecondition(format!(
             "{}: {}: {}",
             path.display(),
@@ -224,9 +252,19 @@ fn streams(images: &ImageDir, ends: ContainerEnds) -> Result<InheritedFds, TaskE
     Ok(fds)
 }
 
+/// A checkpoint that asks for too much is the client's to change; the rest is not.
+fn from_gate(refused: Refused) -> TaskError {
+    match refused {
+        Refused::Violation(_) => TaskError::PermissionDenied(refused.to_string()),
+        Refused::Unknown(_) => internal(refused),
+    }
+}
+
 /// The first process is there, alone: what it forks inherits its cgroups.
-fn set_up(context: &Context, pid: i32) -> Result<(), TaskError> {
+fn set_up(context: &Context, pid: i32, gate: &mut Gate) -> Result<(), TaskError> {
     context.cgroups.join(pid.unsigned_abs()).map_err(internal)?;
+    gate.placed(pid)
+        .map_err(|e| TaskError::io("cannot read the first process's cgroups", &e))?;
     let phases = [HookPhase::Prestart, HookPhase::CreateRuntime];
     context
         .shared

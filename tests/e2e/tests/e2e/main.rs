@@ -11,6 +11,7 @@ mod debug;
 mod exec;
 mod failures;
 mod footprint;
+mod hostile;
 mod lifecycle;
 mod metrics;
 mod pods;
@@ -155,6 +156,8 @@ fn main() -> ExitCode {
         test!(restore::many_processes_come_back),
         test!(restore::on_another_node),
         test!(restore::twice_from_one_checkpoint),
+        test!(restore::with_rights_of_all_kinds),
+        test!(restore::with_a_process_that_an_exec_left),
         test!(cri::archive_has_what_the_kubelet_wants),
         test!(cri::checkpointctl_reads_the_archive),
         test!(cri::restored_in_a_new_pod_goes_on),
@@ -201,6 +204,11 @@ fn main() -> ExitCode {
              and no later restore under that id works",
             ),
         test!(failures::the_shim_killed).alone(),
+        test!(hostile::more_rights_are_refused),
+        test!(hostile::the_nodes_namespaces_are_refused),
+        test!(hostile::other_mounts_are_refused),
+        test!(hostile::what_is_no_plain_file_is_refused),
+        test!(hostile::root_for_a_user_is_refused),
         test!(restart::containers_live_through_sigterm).alone(),
         test!(restart::containers_live_through_sigkill).alone(),
         test!(restart::an_exit_while_containerd_is_away_is_seen).alone(),

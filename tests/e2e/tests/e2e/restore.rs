@@ -277,3 +277,72 @@ pub(crate) async fn twice_from_one_checkpoint(cx: Context) -> anyhow::Result<()>
     two.kill_and_delete().await?;
     Ok(())
 }
+
+/// Containers that may more than usual, or have made something of what they may.
+pub(crate) async fn with_rights_of_all_kinds(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    // What it mounts by itself, and a process that it starts in a namespace of its own making.
+    let mounts =
+        format!("mkdir -p /own && mount -t tmpfs own /own && mount --bind /own /mnt; {COUNTER}");
+    let cases: [(&[&str], &str); 6] = [
+        (&["--net-host"], COUNTER),
+        (&["--privileged"], COUNTER),
+        (&["--read-only"], COUNTER),
+        (&["--rootfs-propagation", "rslave"], COUNTER),
+        (&["--cap-add", "CAP_SYS_ADMIN"], &mounts),
+        (
+            &["--cap-drop", "CAP_SETUID", "--cap-drop", "CAP_SETGID"],
+            COUNTER,
+        ),
+    ];
+    for (flags, script) in cases {
+        let container = cx
+            .container_with(node, flags, BUSYBOX, &["sh", "-c", script])
+            .await
+            .with_context(|| format!("{flags:?}"))?;
+        let output = container.create().await?;
+        container.start().await?;
+        output.count_to(3).await?;
+        let image = cx.folder(node, "image")?;
+        let before = freeze(&container, output, &image)
+            .await
+            .with_context(|| format!("{flags:?}"))?;
+        let output = container.create_from(Some(&image)).await?;
+        container
+            .start()
+            .await
+            .with_context(|| format!("{flags:?}"))?;
+        goes_on(&before, &output.count_to(3).await?)?;
+        container.kill_and_delete().await?;
+    }
+    Ok(())
+}
+
+/// What an exec has left behind in the container is part of its tree.
+pub(crate) async fn with_a_process_that_an_exec_left(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let left = [
+        "task",
+        "exec",
+        "--exec-id",
+        "left",
+        &container.id,
+        "sh",
+        "-c",
+        "(while :; do sleep 1; done) >/dev/null 2>&1 </dev/null &",
+    ];
+    node.ctr(&left).await?;
+    let image = cx.folder(node, "image")?;
+    let before = freeze(&container, output, &image).await?;
+    let output = container.create_from(Some(&image)).await?;
+    container.start().await?;
+    goes_on(&before, &output.count_to(3).await?)?;
+    ensure!(
+        container.api.pids(&container.id).await?.len() >= 2,
+        "only its own processes"
+    );
+    container.kill_and_delete().await?;
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! CRIU's images, changed as a forger would: some fields, and all else as it was.
+
+use std::fs::File;
+use std::io::{BufReader, Write as _};
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use cryo_criu_image::{Kind, RawReader, Writer};
+
+/// A message of which only numbers of fields are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message(Vec<(u64, Value)>);
+
+/// The value of one field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Number(u64),
+    Bytes(Vec<u8>),
+}
+
+/// Changes the messages of an image file. `change` gets them all and may add or remove some.
+///
+/// # Errors
+/// When the file is not of messages alone, or cannot be read or written.
+pub fn edit(path: &Path, change: impl FnOnce(&mut Vec<Message>)) -> anyhow::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let (kind, _) = Kind::of_file_name(&name).with_context(|| format!("{name} is no image"))?;
+    let mut reader = RawReader::new(name, kind, BufReader::new(File::open(path)?))?;
+    let mut messages = Vec::new();
+    while let Some(entry) = reader.next_entry()? {
+        messages.push(Message::decode(entry.bytes).context("not a message")?);
+    }
+    let before = messages.clone();
+    change(&mut messages);
+    ensure!(
+        messages != before,
+        "nothing was changed in {}",
+        path.display()
+    );
+    let mut writer = Writer::new(kind, Vec::new())?;
+    for message in &messages {
+        writer.entry(&message.encode())?;
+    }
+    File::create(path)?.write_all(&writer.into_inner())?;
+    Ok(())
+}
+
+impl Message {
+    fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let mut fields = Vec::new();
+        while !bytes.is_empty() {
+            let key = varint(&mut bytes)?;
+            let value = match key & 7 {
+                0 => Value::Number(varint(&mut bytes)?),
+                2 => {
+                    let length = usize::try_from(varint(&mut bytes)?).ok()?;
+                    let (value, rest) = bytes.split_at_checked(length)?;
+                    bytes = rest;
+                    Value::Bytes(value.to_vec())
+                }
+                // CRIU writes no fixed-size fields into what is forged here.
+                _ => return None,
+            };
+            fields.push((key >> 3, value));
+        }
+        Some(Self(fields))
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (number, value) in &self.0 {
+            match value {
+                Value::Number(value) => {
+                    put_varint(&mut bytes, number << 3);
+                    put_varint(&mut bytes, *value);
+                }
+                Value::Bytes(value) => {
+                    put_varint(&mut bytes, number << 3 | 2);
+                    put_varint(&mut bytes, value.len() as u64);
+                    bytes.extend(value);
+                }
+            }
+        }
+        bytes
+    }
+
+    /// The first number in a field.
+    pub fn number(&self, field: u64) -> Option<u64> {
+        self.0.iter().find_map(|(f, value)| match value {
+            Value::Number(value) if *f == field => Some(*value),
+            _ => None,
+        })
+    }
+
+    /// The first text in a field.
+    pub fn text(&self, field: u64) -> Option<&str> {
+        self.0.iter().find_map(|(f, value)| match value {
+            Value::Bytes(value) if *f == field => std::str::from_utf8(value).ok(),
+            _ => None,
+        })
+    }
+
+    /// Puts these numbers into a field, in place of what was there.
+    #[must_use]
+    pub fn with(self, field: u64, numbers: &[u64]) -> Self {
+        let mut message = self.without(field);
+        message
+            .0
+            .extend(numbers.iter().map(|n| (field, Value::Number(*n))));
+        message
+    }
+
+    /// Puts a text or bytes into a field, in place of what was there.
+    #[must_use]
+    pub fn with_bytes(self, field: u64, bytes: impl AsRef<[u8]>) -> Self {
+        let mut message = self.without(field);
+        message
+            .0
+            .push((field, Value::Bytes(bytes.as_ref().to_vec())));
+        message
+    }
+
+    /// Takes a field away.
+    #[must_use]
+    pub fn without(mut self, field: u64) -> Self {
+        self.0.retain(|(f, _)| *f != field);
+        self
+    }
+
+    /// Changes every message in a field.
+    pub fn inside(&mut self, field: u64, mut change: impl FnMut(Self) -> Self) {
+        for (f, value) in &mut self.0 {
+            if let Value::Bytes(bytes) = value
+                && *f == field
+                && let Some(inner) = Self::decode(bytes)
+            {
+                *bytes = change(inner).encode();
+            }
+        }
+    }
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
+    while value > 0x7f {
+        bytes.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push((value & 0x7f) as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_changed_stays() {
+        let inner = Message::default()
+            .with(1, &[7, u64::MAX])
+            .with_bytes(2, "x");
+        let mut message = Message::default().with(5, &[300]);
+        message.0.push((9, Value::Bytes(inner.encode())));
+        assert_eq!(Message::decode(&message.encode()).unwrap(), message);
+        message.inside(9, |m| m.with(1, &[8]));
+        message.inside(9, |m| {
+            assert_eq!((m.number(1), m.text(2)), (Some(8), Some("x")));
+            m.without(2)
+        });
+        message.inside(9, |m| {
+            assert_eq!(m.text(2), None);
+            m
+        });
+        assert_eq!(message.number(5), Some(300));
+        assert_eq!(Message::decode(&[0x08]), None);
+    }
+}
