@@ -21,8 +21,14 @@ pub enum Cause {
     GhostTooBig,
     /// A deleted file has another name.
     LinkRemap,
+    /// The checkpoint has connections without their state.
+    TcpClosed,
     /// A unix socket's peer is outside.
     ExternalUnix,
+    /// A unix socket's peer is in another network namespace, where CRIU does not see it.
+    UnixElsewhere,
+    /// A network device of a kind that CRIU cannot save.
+    NetworkDevice,
     /// An image names a mount that the request does not.
     MissingMount,
     /// A mount or file is not visible inside the container.
@@ -61,6 +67,8 @@ pub enum Cause {
     CpuMismatch,
     /// The tree shares a terminal or session with the outside.
     ShellJob,
+    /// A process had a terminal of the outside when it was dumped.
+    LostTerminal,
     /// A process belongs to a session that was made outside the container.
     OutsideSession,
     /// Memory tracking is not in this kernel.
@@ -108,13 +116,17 @@ impl Cause {
                 "a TCP connection is just being opened",
                 "try again, or allow it with tcp-skip-in-flight",
             ),
+            Self::TcpClosed => (
+                "the checkpoint has TCP connections without their state",
+                "restore them as closed, with tcp-close",
+            ),
             Self::FileLocks => (
                 "a process holds a file lock",
                 "allow it with file-locks, or release the lock first",
             ),
             Self::GhostTooBig => (
                 "a process has a deleted file open that is larger than the limit",
-                "raise the ghost limit, or close the file first",
+                "raise ghost-limit, or close the file first",
             ),
             Self::LinkRemap => (
                 "a process has a file open whose name is gone but which has another",
@@ -123,6 +135,14 @@ impl Cause {
             Self::ExternalUnix => (
                 "a process is connected to a unix socket outside the container",
                 "allow it with ext-unix-sk if it is a datagram socket, else close it first",
+            ),
+            Self::UnixElsewhere => (
+                "a process is connected to a unix socket of another network namespace",
+                "close it first: criu cannot save it",
+            ),
+            Self::NetworkDevice => (
+                "the container's network has a device that criu cannot save",
+                "remove the device, or leave the network out with empty-ns",
             ),
             Self::MissingMount => (
                 "the checkpoint has a mount that this container does not",
@@ -199,6 +219,10 @@ impl Cause {
             Self::ShellJob => (
                 "the processes share a terminal or session with the outside",
                 "allow it with shell-job",
+            ),
+            Self::LostTerminal => (
+                "a process had a terminal of the outside, which is not there any more",
+                "close it before the checkpoint: it cannot be restored",
             ),
             Self::OutsideSession => (
                 "a process in the container was started from outside it, as by an exec",
@@ -358,6 +382,8 @@ const BENIGN: &[&str] = &[
     // CRIU's probing of what the kernel has.
     "kerndat: ",
     "Couldn't get the number of",
+    // Its helper for cgroups, when the restore that it was for ends.
+    "cgroupd: recv req error",
 ];
 
 /// Lines that only say that something before failed.
@@ -382,6 +408,7 @@ const TABLE: &[(&[&str], Cause, bool)] = &[
     (&["RPC client reported script error"], Cause::Refused, FIRST),
 
     (&["Connected TCP socket"], Cause::TcpEstablished, FIRST),
+    (&["Need to set the --tcp-close"], Cause::TcpClosed, FIRST),
     (&["In-flight connection"], Cause::TcpInFlight, FIRST),
     (&["skip-in-flight"], Cause::TcpInFlight, FIRST),
     (&["Some file locks are hold"], Cause::FileLocks, FIRST),
@@ -390,10 +417,14 @@ const TABLE: &[(&[&str], Cause, bool)] = &[
     (&["link-remap"], Cause::LinkRemap, FIRST),
     (&["External socket is used"], Cause::ExternalUnix, FIRST),
     (&["Can't dump half of stream unix connection"], Cause::ExternalUnix, FIRST),
+    (&["unix: Can't connect"], Cause::ExternalUnix, FIRST),
     (&["FATAL: Peer", "unresolved"], Cause::ExternalUnix, FIRST),
+    (&["Unix socket", "without peer"], Cause::UnixElsewhere, FIRST),
+    (&["Unsupported link"], Cause::NetworkDevice, FIRST),
     (&["No mapping for", "mountpoint"], Cause::MissingMount, FIRST),
     (&["doesn't have a proper root mount"], Cause::MissingMount, FIRST),
     (&["unreachable sharing"], Cause::MissingMount, FIRST),
+    (&["Can't lookup mount=", "path=/dev/pts/"], Cause::ShellJob, FIRST),
     (&["Can't lookup mount="], Cause::OutsideFile, FIRST),
     (&["Can't get rlimit"], Cause::OtherUser, FIRST),
     (&["do not match expected"], Cause::PidTaken, FIRST),
@@ -432,6 +463,7 @@ const TABLE: &[(&[&str], Cause, bool)] = &[
     (&["CPU xsave"], Cause::CpuMismatch, FIRST),
     (&["CPU", "features are not"], Cause::CpuMismatch, FIRST),
     (&["shell-job"], Cause::ShellJob, FIRST),
+    (&["tty: No task found with sid"], Cause::LostTerminal, FIRST),
     (&["A session leader of"], Cause::OutsideSession, FIRST),
     (&["orphan-pts-master"], Cause::OrphanTerminal, FIRST),
     (&["Found dangling tty"], Cause::OrphanTerminal, FIRST),
@@ -498,6 +530,18 @@ mod tests {
                 Cause::ExternalUnix,
             ),
             (
+                "unix: Can't connect 4656919 socket: No such file or directory",
+                Cause::ExternalUnix,
+            ),
+            (
+                "unix: Unix socket 4535946 without peer 4534188",
+                Cause::UnixElsewhere,
+            ),
+            (
+                "net: Unsupported link 2 (type 1 kind ifb)",
+                Cause::NetworkDevice,
+            ),
+            (
                 "mnt: No mapping for 360:(null) mountpoint",
                 Cause::MissingMount,
             ),
@@ -506,6 +550,12 @@ mod tests {
                 Cause::MissingMount,
             ),
             ("Can't lookup mount=30 for fd=1 path=/x", Cause::OutsideFile),
+            ("Need to set the --tcp-close options.", Cause::TcpClosed),
+            ("tty: No task found with sid 0", Cause::LostTerminal),
+            (
+                "Can't lookup mount=140 for fd=4 path=/dev/pts/0",
+                Cause::ShellJob,
+            ),
             (
                 "Can't get rlimit 0: Operation not permitted",
                 Cause::OtherUser,
