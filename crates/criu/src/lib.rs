@@ -22,6 +22,7 @@
 pub mod error;
 pub mod log;
 pub mod notify;
+pub mod options;
 pub mod probe;
 pub mod proto;
 pub mod request;
@@ -32,5 +33,5 @@ pub use error::{CriuError, Failure, Operation};
 pub use log::{Cause, Diagnosis};
 pub use notify::{Event, Notify, Refusal};
 pub use probe::{Probe, Version};
-pub use request::{DumpOptions, External, RestoreOptions};
+pub use request::{DumpOptions, External, PageServer, RestoreOptions};
 pub use swrk::{Abort, Control, Criu, DumpResult, RestoreResult};

@@ -12,11 +12,7 @@ use crate::proto::{CriuReq, CriuResp, Features, ReqType};
 use crate::swrk::{Control, Criu};
 
 /// The oldest CRIU that is used. Older ones cannot dump an already frozen cgroup.
-pub const MINIMUM: Version = Version {
-    major: 4,
-    minor: 0,
-    sublevel: 0,
-};
+pub const MINIMUM: Version = Version::new(4, 0, 0);
 
 /// Longer than the first run after a boot, which looks at the kernel.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -30,6 +26,18 @@ pub struct Version {
     pub minor: u32,
     /// Third number; 0 where there is none.
     pub sublevel: u32,
+}
+
+impl Version {
+    /// This version.
+    #[must_use]
+    pub const fn new(major: u32, minor: u32, sublevel: u32) -> Self {
+        Self {
+            major,
+            minor,
+            sublevel,
+        }
+    }
 }
 
 impl fmt::Display for Version {
@@ -56,6 +64,20 @@ pub struct Probe {
     pub pidfd_store: bool,
     /// Images can be compressed (4.3).
     pub mem_compression: bool,
+}
+
+impl Probe {
+    /// A CRIU of this version that finds nothing in the kernel.
+    #[must_use]
+    pub const fn new(version: Version) -> Self {
+        Self {
+            version,
+            mem_track: false,
+            lazy_pages: false,
+            pidfd_store: false,
+            mem_compression: false,
+        }
+    }
 }
 
 /// A program as it lies on the disk; another one at the same path is another key.
@@ -174,11 +196,7 @@ mod tests {
 
     #[test]
     fn versions_compare_and_print() {
-        let v = |major, minor, sublevel| Version {
-            major,
-            minor,
-            sublevel,
-        };
+        let v = Version::new;
         assert!(v(3, 19, 0) < MINIMUM && MINIMUM <= v(4, 0, 0) && v(4, 2, 1) < v(4, 10, 0));
         assert_eq!(v(4, 2, 1).to_string(), "4.2.1");
         assert_eq!(v(4, 0, 0).to_string(), "4.0");

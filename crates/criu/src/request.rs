@@ -4,6 +4,7 @@
 //! the numbers of descriptors and touch nothing.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -145,6 +146,15 @@ pub struct CgRoot {
     pub path: String,
 }
 
+/// What takes the memory pages of a dump, in place of files.
+#[derive(Debug)]
+pub enum PageServer {
+    /// The other end of a connected stream socket.
+    Socket(OwnedFd),
+    /// A `criu page-server` there.
+    At(SocketAddr),
+}
+
 /// A dump. The descriptors are used for the time of the call only.
 #[derive(Debug)]
 pub struct DumpOptions {
@@ -166,6 +176,8 @@ pub struct DumpOptions {
     pub leave_running: bool,
     /// Dump established TCP connections.
     pub tcp_established: bool,
+    /// Dump established TCP connections as closed ones.
+    pub tcp_close: bool,
     /// Leave out TCP connections that are being established.
     pub tcp_skip_in_flight: bool,
     /// Dump unix sockets whose peer is outside.
@@ -202,8 +214,8 @@ pub struct DumpOptions {
     pub auto_dedup: bool,
     /// Leave memory to be asked for by a page server.
     pub lazy_pages: bool,
-    /// A connected stream socket whose other end takes the memory pages.
-    pub page_server: Option<OwnedFd>,
+    /// What takes the memory pages.
+    pub page_server: Option<PageServer>,
     /// Do not compare files' permissions at a later restore.
     pub skip_file_rwx_check: bool,
 }
@@ -221,6 +233,7 @@ impl DumpOptions {
             root: None,
             leave_running: false,
             tcp_established: false,
+            tcp_close: false,
             tcp_skip_in_flight: false,
             ext_unix_sk: false,
             shell_job: false,
@@ -260,10 +273,7 @@ impl DumpOptions {
             file_locks: flag(self.file_locks),
             log_level: Some(self.log_level.into()),
             log_file: Some(log_name(&self.log_file)?),
-            ps: self.page_server.as_ref().map(|_| PageServerInfo {
-                fd: Some(FIRST_PASSED_FD),
-                ..PageServerInfo::default()
-            }),
+            ps: self.page_server.as_ref().map(page_server),
             notify_scripts: Some(true),
             root: path_option("root", self.root.as_deref())?,
             parent_img: path_option("parent_images", self.parent_images.as_deref())?,
@@ -278,6 +288,7 @@ impl DumpOptions {
             empty_ns: self.empty_netns.then_some(EMPTY_NETNS),
             freeze_cgroup: path_option("freeze_cgroup", self.freeze_cgroup.as_deref())?,
             timeout: self.timeout_s,
+            tcp_close: flag(self.tcp_close),
             tcp_skip_in_flight: flag(self.tcp_skip_in_flight),
             lazy_pages: flag(self.lazy_pages),
             orphan_pts_master: flag(self.orphan_pts_master),
@@ -288,6 +299,25 @@ impl DumpOptions {
         Ok(CriuReq {
             opts: Some(opts),
             ..CriuReq::of(ReqType::Dump)
+        })
+    }
+
+    /// The request for a pre-dump: memory alone, and the tree runs on.
+    ///
+    /// # Errors
+    ///
+    /// [`BadOption`] for what the protocol cannot say, or what CRIU would abort on.
+    pub fn pre_dump_request(&self, work_dir_fd: RawFd) -> Result<CriuReq, BadOption> {
+        if !self.track_mem {
+            return Err(BadOption {
+                option: "track_mem",
+                what: "a pre-dump without it makes no sense to criu".to_owned(),
+            });
+        }
+        Ok(CriuReq {
+            // A plain PRE_DUMP waits for the dump on the same connection.
+            r#type: ReqType::SinglePreDump.into(),
+            ..self.request(work_dir_fd)?
         })
     }
 }
@@ -462,6 +492,20 @@ pub struct BadOption {
     pub option: &'static str,
     /// What is wrong with it.
     pub what: String,
+}
+
+fn page_server(server: &PageServer) -> PageServerInfo {
+    match server {
+        PageServer::Socket(_) => PageServerInfo {
+            fd: Some(FIRST_PASSED_FD),
+            ..PageServerInfo::default()
+        },
+        PageServer::At(at) => PageServerInfo {
+            address: Some(at.ip().to_string()),
+            port: Some(at.port().into()),
+            ..PageServerInfo::default()
+        },
+    }
 }
 
 fn flag(on: bool) -> Option<bool> {

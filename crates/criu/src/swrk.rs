@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use crate::error::{CriuError, Failure, Operation};
 use crate::log::diagnose;
 use crate::notify::{Event, Notify};
 use crate::proto::{CriuOpts, CriuReq, CriuResp, ReqType};
-use crate::request::{DumpOptions, FIRST_PASSED_FD, RestoreOptions};
+use crate::request::{BadOption, DumpOptions, FIRST_PASSED_FD, PageServer, RestoreOptions};
 
 /// The number of the RPC socket in the worker.
 const SOCKET_FD: i32 = 3;
@@ -185,21 +185,49 @@ impl Criu {
     /// [`CriuError`]. Unless it was killed or died, the tasks are as before.
     pub fn dump(
         &self,
-        mut options: DumpOptions,
+        options: DumpOptions,
         notify: &mut dyn Notify,
         control: &Control<'_>,
     ) -> Result<DumpResult, CriuError> {
-        let passed = options.page_server.iter().map(dup);
-        let passed = collect(Operation::Dump, passed)?;
-        let dir = open_work_dir(Operation::Dump, &options.work_dir)?;
-        let request = options.request(dir.1.as_raw_fd())?;
-        let mut worker = Worker::launch(self, Operation::Dump, Some(dir), passed, None)?;
-        // Only CRIU holds it now: when it dies, its other end sees that.
-        options.page_server = None;
-        let response = worker.run(&request, &options.log_file, notify, control)?;
+        let response = self.take(options, DumpOptions::request, notify, control)?;
         Ok(DumpResult {
             restored: response.dump.and_then(|d| d.restored).unwrap_or(false),
         })
+    }
+
+    fn take(
+        &self,
+        mut options: DumpOptions,
+        request: fn(&DumpOptions, RawFd) -> Result<CriuReq, BadOption>,
+        notify: &mut dyn Notify,
+        control: &Control<'_>,
+    ) -> Result<CriuResp, CriuError> {
+        let passed = options.page_server.iter().filter_map(|s| match s {
+            PageServer::Socket(fd) => Some(dup(fd)),
+            PageServer::At(_) => None,
+        });
+        let passed = collect(Operation::Dump, passed)?;
+        let dir = open_work_dir(Operation::Dump, &options.work_dir)?;
+        let request = request(&options, dir.1.as_raw_fd())?;
+        let mut worker = Worker::launch(self, Operation::Dump, Some(dir), passed, None)?;
+        // Only CRIU holds it now: when it dies, its other end sees that.
+        options.page_server = None;
+        worker.run(&request, &options.log_file, notify, control)
+    }
+
+    /// Takes memory alone, and blocks as [`Criu::dump`] does; the tree runs on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Criu::dump`].
+    pub fn pre_dump(
+        &self,
+        options: DumpOptions,
+        notify: &mut dyn Notify,
+        control: &Control<'_>,
+    ) -> Result<(), CriuError> {
+        self.take(options, DumpOptions::pre_dump_request, notify, control)
+            .map(drop)
     }
 
     /// Restores, and blocks until the tree runs, is undone, or CRIU is dead.

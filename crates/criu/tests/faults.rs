@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cryo_criu::options::{self, Checkpoint, Layer, Raw, Source};
 use cryo_criu::proto::{
     CriuReq, CriuResp, DumpResp, Features, Notification, ReqType, RestoreResp, VersionResp,
 };
 use cryo_criu::request::External;
 use cryo_criu::{
-    Abort, Cause, Control, Criu, CriuError, DumpOptions, Event, Exit, Notify, Operation, Refusal,
-    RestoreOptions,
+    Abort, Cause, Control, Criu, CriuError, DumpOptions, Event, Exit, Notify, Operation, Probe,
+    Refusal, RestoreOptions, Version,
 };
 use cryo_sys::scm;
 use prost::Message;
@@ -110,7 +111,7 @@ fn play(script: &str) {
             eprintln!("error while loading shared libraries: libnl-3.so.200");
             std::process::exit(127);
         }
-        "old" | "new" | "odd" => return play_probe(&p, script),
+        "old" | "new" | "odd" | "tracks" => return play_probe(&p, script),
         _ => {}
     }
     let request = p.request();
@@ -202,6 +203,19 @@ fn play(script: &str) {
             assert_eq!(text, "inherited");
             done_restore(&p, 4711);
         }
+        "pre-dumps" => {
+            assert_eq!(request.r#type(), ReqType::SinglePreDump);
+            let opts = request.opts.unwrap();
+            assert_eq!(opts.track_mem, Some(true));
+            assert_eq!(opts.parent_img.as_deref(), Some("../first"));
+            assert!(p.ask("pre-dump") && p.ask("post-dump"));
+            p.done(ReqType::SinglePreDump, true);
+        }
+        "fails-to-pre-dump" => {
+            log(&["Tracking memory is not available. Consider omitting --track-mem option."]);
+            p.done(ReqType::SinglePreDump, false);
+            std::process::exit(1);
+        }
         "restores-nobody" => p.done(ReqType::Restore, true),
         "restores-child" => {
             let mut child = std::process::Command::new("sleep")
@@ -261,7 +275,7 @@ fn play_probe(p: &Peer, script: &str) {
         r#type: ReqType::FeatureCheck.into(),
         success: true,
         features: Some(Features {
-            mem_track: Some(false),
+            mem_track: Some(script == "tracks"),
             lazy_pages: Some(true),
             ..Features::default()
         }),
@@ -350,6 +364,52 @@ fn dump_error(script: &str, control: &Control<'_>, check: impl FnOnce(CriuError)
             "{text}"
         );
         check(error);
+    });
+}
+
+/// As the options ask for it, where memory is tracked.
+fn pre_dump(case: &Case) -> Result<(), CriuError> {
+    let mut layer = Layer::<Checkpoint>::new(Source::Request);
+    layer.put("pre-dump", Raw::Bool(true)).unwrap();
+    layer.put("parent-path", Raw::Text("../first")).unwrap();
+    let mut probe = Probe::new(Version::new(4, 2, 1));
+    probe.mem_track = true;
+    let options = options::resolve(&[&layer], &probe).unwrap();
+    let dump = options.apply(case.dump());
+    case.criu.pre_dump(dump, &mut (), &Control::default())
+}
+
+#[test]
+fn a_pre_dump_takes_memory_and_is_answered_as_one() {
+    case("pre-dumps", |case| pre_dump(case).unwrap());
+}
+
+#[test]
+fn a_pre_dump_that_fails_says_why() {
+    case("fails-to-pre-dump", |case| {
+        let error = pre_dump(case).unwrap_err();
+        assert!(
+            error.to_string().contains("racking memory")
+                || error
+                    .failure()
+                    .is_some_and(|f| f.diagnosis.to_string().contains("racking memory")),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn a_pre_dump_answered_as_a_dump_is_no_success() {
+    case("wrong-type", |case| {
+        let error = pre_dump(case).unwrap_err();
+        assert!(matches!(error, CriuError::Protocol { .. }), "{error}");
+    });
+}
+
+#[test]
+fn tracked_memory_is_what_the_probe_says() {
+    case("tracks", |case| {
+        assert!(case.criu.probe().unwrap().mem_track)
     });
 }
 

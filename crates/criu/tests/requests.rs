@@ -6,9 +6,10 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
+use cryo_criu::options::{self, Access, Checkpoint, Kind, Layer, Raw, Restore, Source, Table};
 use cryo_criu::proto::{CriuOpts, CriuReq, CriuResp, Features, InheritFd, ReqType};
 use cryo_criu::request::{CgRoot, JoinKind, JoinNs, NetworkLockMethod};
-use cryo_criu::{DumpOptions, External, RestoreOptions};
+use cryo_criu::{DumpOptions, External, PageServer, Probe, RestoreOptions, Version};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -108,6 +109,7 @@ fn fullest_dump() {
         root: Some("/run/bundle/rootfs".into()),
         leave_running: true,
         tcp_established: true,
+        tcp_close: true,
         tcp_skip_in_flight: true,
         ext_unix_sk: true,
         shell_job: true,
@@ -142,7 +144,7 @@ fn fullest_dump() {
         track_mem: true,
         auto_dedup: true,
         lazy_pages: true,
-        page_server: Some(fd()),
+        page_server: Some(PageServer::Socket(fd())),
         skip_file_rwx_check: true,
         ..DumpOptions::new(1, fd(), "/work")
     };
@@ -203,6 +205,189 @@ fn fullest_restore() {
         options.request(12).expect("request"),
         images,
     );
+}
+
+fn tracking() -> Probe {
+    let mut probe = Probe::new(Version::new(4, 2, 1));
+    probe.mem_track = true;
+    probe
+}
+
+/// Each option of the table, as the node's owner or the request sets it.
+fn all_options<T: Table>(texts: &[(&str, &str)]) -> T {
+    let mut layer = Layer::<T>::new(Source::Request);
+    for option in T::OPTIONS {
+        let name = option.name;
+        let raw = match &option.kind {
+            Kind::Refused(_) => continue,
+            Kind::Flag(_) => Raw::Bool(true),
+            Kind::Number { range, .. } => Raw::Integer((*range.end()).into()),
+            Kind::Word(words) => Raw::Text(words.last().expect("words").0),
+            Kind::Text { .. } => Raw::Text(texts.iter().find(|t| t.0 == name).expect(name).1),
+        };
+        layer.put(name, raw).expect(name);
+    }
+    options::resolve(&[&layer], &tracking()).expect("resolve")
+}
+
+#[test]
+fn a_dump_with_every_option() {
+    let texts = [("page-server", "[::1]:9876"), ("parent-path", "../first")];
+    let options: Checkpoint = all_options(&texts);
+    let dump = options.apply(DumpOptions::new(4711, fd(), "/work"));
+    let images = dump.images.as_raw_fd();
+    golden(
+        "dump-options.txt",
+        dump.request(12).expect("request"),
+        images,
+    );
+    golden(
+        "pre-dump.txt",
+        dump.pre_dump_request(12).expect("request"),
+        images,
+    );
+    // The one that tcp-close goes before.
+    let options = Checkpoint {
+        tcp_close: false,
+        ..options
+    };
+    let dump = options.apply(DumpOptions::new(4711, fd(), "/work"));
+    assert!(dump.tcp_established && !dump.tcp_close);
+}
+
+#[test]
+fn a_restore_with_every_option() {
+    let texts = [("lsm-profile", "apparmor:p"), ("lsm-mount-context", "c")];
+    let options: Restore = all_options(&texts);
+    let restore = options.apply(RestoreOptions::new(fd(), "/work"));
+    let images = restore.images.as_raw_fd();
+    golden(
+        "restore-options.txt",
+        restore.request(12).expect("request"),
+        images,
+    );
+}
+
+#[test]
+fn a_pre_dump_that_criu_would_abort_on_is_refused() {
+    let error = DumpOptions::new(1, fd(), "/work")
+        .pre_dump_request(12)
+        .expect_err("no track_mem");
+    assert_eq!(error.option, "track_mem");
+}
+
+/// Every text that CRIU is sent, and every file descriptor: what could name something.
+fn names(request: &CriuReq) -> Vec<String> {
+    let mut names = Vec::new();
+    let opts = request.opts.clone().expect("opts");
+    names.extend(
+        [
+            opts.root,
+            opts.log_file,
+            opts.parent_img,
+            opts.freeze_cgroup,
+            opts.config_file,
+            opts.cgroup_props,
+            opts.cgroup_props_file,
+            opts.cgroup_yard,
+            opts.lsm_profile,
+            opts.lsm_mount_context,
+            opts.images_dir,
+            opts.tls_cacert,
+            opts.tls_cacrl,
+            opts.tls_cert,
+            opts.tls_key,
+        ]
+        .into_iter()
+        .flatten(),
+    );
+    names.extend(opts.external);
+    names.extend(opts.exec_cmd);
+    names.extend(opts.skip_mnt);
+    names.extend(opts.enable_fs);
+    names.extend(opts.irmap_scan_paths);
+    names.extend(opts.cgroup_dump_controller);
+    names.extend(opts.plugin_options);
+    names.push(format!(
+        "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        opts.ps,
+        opts.ext_mnt,
+        opts.cg_root,
+        opts.inherit_fd,
+        opts.join_ns,
+        opts.veths,
+        opts.status_fd
+    ));
+    names
+}
+
+fn with_annotations(section: &str, all: &[(String, String)]) -> Option<CriuReq> {
+    let probe = tracking();
+    let all: std::collections::HashMap<String, String> = all
+        .iter()
+        .map(|(name, value)| (format!("{section}.cryo/{name}"), value.clone()))
+        .collect();
+    if section == Checkpoint::SECTION {
+        let layer = Layer::<Checkpoint>::annotations(&all).ok()?;
+        let options = options::resolve(&[&layer], &probe).expect("resolve");
+        let dump = options.apply(DumpOptions::new(1, fd(), "/work"));
+        return Some(dump.request(12).expect("request"));
+    }
+    let layer = Layer::<Restore>::annotations(&all).ok()?;
+    let options = options::resolve(&[&layer], &probe).expect("resolve");
+    let restore = options.apply(RestoreOptions::new(fd(), "/work"));
+    Some(restore.request(12).expect("request"))
+}
+
+#[test]
+fn no_annotation_is_free_text() {
+    fn check<T: Table>() {
+        for option in T::OPTIONS {
+            let free = matches!(option.kind, Kind::Text { .. });
+            assert!(
+                !(free && option.access == Access::Anyone),
+                "{}",
+                option.name
+            );
+        }
+    }
+    check::<Checkpoint>();
+    check::<Restore>();
+}
+
+#[test]
+fn annotations_that_try_are_refused() {
+    for section in ["checkpoint", "restore"] {
+        for (name, value) in [
+            ("config", "/etc/shadow"),
+            ("config-file", "/tmp/evil.conf"),
+            ("org.criu.config", "/tmp/evil.conf"),
+            ("action-script", "/tmp/evil"),
+            ("libdir", "/tmp/plugins"),
+            ("plugin", "/tmp/evil.so"),
+            ("images-dir", "/"),
+            ("image-path", "/"),
+            ("work-path", "/"),
+            ("parent-path", "../../../other/checkpoint"),
+            ("page-server", "192.0.2.1:9"),
+            ("external", "mnt[/]:/"),
+            ("root", "/"),
+            ("lsm-profile", "apparmor:unconfined"),
+            ("lsm-mount-context", "u:r:t"),
+            ("manage-cgroups", "full"),
+            ("auto-dedup", "true"),
+            ("network-lock", "nftables --include /etc/shadow"),
+            ("ghost-limit", "/etc/shadow"),
+            ("../restore.cryo/tcp-close", "true"),
+            ("", "true"),
+        ] {
+            let all = [(name.to_owned(), value.to_owned())];
+            assert!(
+                with_annotations(section, &all).is_none(),
+                "{section} {name}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -269,7 +454,43 @@ fn opts() -> impl Strategy<Value = CriuOpts> {
         })
 }
 
+/// An annotation of ours, mostly one that is accepted.
+fn annotation() -> impl Strategy<Value = (String, String)> {
+    let name = prop_oneof![
+        9 => proptest::sample::select(
+            Checkpoint::OPTIONS
+                .iter()
+                .map(|o| o.name)
+                .chain(Restore::OPTIONS.iter().map(|o| o.name))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        ),
+        1 => "\\PC{0,12}",
+    ];
+    let value = prop_oneof![
+        Just("true".to_owned()),
+        Just("false".to_owned()),
+        Just("skip".to_owned()),
+        Just("network".to_owned()),
+        "[1-9][0-9]{0,2}[KM]?",
+        "\\PC{0,12}",
+    ];
+    (name, value)
+}
+
 proptest! {
+    #[test]
+    fn no_annotation_names_anything(
+        restore: bool,
+        all in proptest::collection::vec(annotation(), 1..4),
+    ) {
+        let section = if restore { "restore" } else { "checkpoint" };
+        if let Some(request) = with_annotations(section, &all) {
+            let without = with_annotations(section, &[]).expect("none");
+            prop_assert_eq!(names(&request), names(&without));
+        }
+    }
+
     #[test]
     fn requests_come_back(opts in opts(), kind in 0..14i32, success: Option<bool>) {
         let request = CriuReq {
