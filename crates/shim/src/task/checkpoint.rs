@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use cryo_checkpoint::descriptors::{Descriptors, StdioKey};
 use cryo_checkpoint::layout;
+use cryo_criu::options::Checkpoint as Options;
 use cryo_criu::request::NetworkLockMethod;
 use cryo_criu::{Cause, Control, CriuError, DumpOptions, External};
 use cryo_engine::{mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
 
+use super::config::Config;
 use super::container::CheckpointRequest;
 use super::context::{Context, FREEZE_LIMIT, internal};
 use super::criu::{self, WorkDir};
+use super::settings;
 use crate::rpc::TaskError;
-
-/// How long CRIU may take to stop all tasks; they are frozen already.
-const SEIZE_LIMIT_S: u32 = 5;
 
 /// Dumps the container whose first process is `pid`. Blocks.
 ///
@@ -35,9 +35,12 @@ pub fn run(
     paused: bool,
     request: &CheckpointRequest,
 ) -> Result<(), TaskError> {
-    let criu = criu::find(context)?;
+    let config = Config::load(&context.shared.config)?;
+    let criu = criu::find(&config)?;
+    let options = settings::of_checkpoint(context, &config, &request.options, &criu)?;
     refuse_stopped(context)?;
     let images = Images::create(&request.images)?;
+    refuse_impossible(request, &options)?;
     let work = WorkDir::create(context, "dump")?;
     let descriptors = images.path.join(layout::DESCRIPTORS);
     stdio_of(pid)
@@ -46,33 +49,31 @@ pub fn run(
 
     let external = externals(context, pid)?;
     let dump = || {
-        let options = DumpOptions {
+        let asked = options.apply(DumpOptions {
             root: Some(context.record.rootfs()),
             leave_running: !request.exit,
-            tcp_established: request.open_tcp,
-            ext_unix_sk: request.external_unix_sockets,
-            shell_job: request.terminal,
-            file_locks: request.file_locks,
             orphan_pts_master: true,
-            empty_netns: request.empty_namespaces.iter().any(|n| n == "network"),
             external: external.clone(),
             freeze_cgroup: Some(context.cgroups.freezer_dir().map_err(internal)?),
             // The lock is for connections; taking it costs frozen time.
-            network_lock: Some(if request.open_tcp {
+            network_lock: Some(if options.tcp_established {
                 NetworkLockMethod::Nftables
             } else {
                 NetworkLockMethod::Skip
             }),
-            timeout_s: Some(SEIZE_LIMIT_S),
             ..DumpOptions::new(pid.as_raw_nonzero().get(), images.open()?, work.path())
-        };
+        });
         let control = Control {
             deadline: request.deadline,
             abort: request.client_gone.as_deref(),
             ..Control::default()
         };
         let _frozen = Frozen::new(context, paused)?;
-        Ok::<_, TaskError>(criu.dump(options, &mut (), &control))
+        Ok::<_, TaskError>(if options.pre_dump {
+            criu.pre_dump(asked, &mut (), &control)
+        } else {
+            criu.dump(asked, &mut (), &control).map(drop)
+        })
     };
     let mut result = dump()?;
     if result.as_ref().is_err_and(freeze_was_missed) {
@@ -207,6 +208,25 @@ impl Drop for Frozen<'_> {
             tracing::error!(%error, "the container is not {wanted} as it was");
         }
     }
+}
+
+/// What the options say of this one request.
+fn refuse_impossible(request: &CheckpointRequest, options: &Options) -> Result<(), TaskError> {
+    if options.pre_dump && request.exit {
+        return Err(TaskError::InvalidArgument(
+            "a checkpoint with pre-dump holds memory alone and cannot end the container: ask without exit, and end it with the next one".to_owned(),
+        ));
+    }
+    if let Some(parent) = &options.parent_path {
+        let parent = request.images.join(parent);
+        if !parent.is_dir() {
+            return Err(TaskError::FailedPrecondition(format!(
+                "there is no parent checkpoint {}: name it as seen from the image directory, or make a full checkpoint",
+                parent.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A process that a signal has stopped cannot be traced while cgroup v1 keeps it

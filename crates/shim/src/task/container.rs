@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cryo_criu::Abort;
+use cryo_criu::options::{self, Layer};
 use cryo_engine::Started;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -35,7 +36,7 @@ pub struct Snapshot {
 }
 
 /// What a checkpoint is to be like.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct CheckpointRequest {
     /// Where the images go.
     pub images: PathBuf,
@@ -43,16 +44,8 @@ pub struct CheckpointRequest {
     pub work: Option<PathBuf>,
     /// End the container once it is dumped.
     pub exit: bool,
-    /// Dump established TCP connections.
-    pub open_tcp: bool,
-    /// Dump unix sockets whose peer is outside.
-    pub external_unix_sockets: bool,
-    /// The container shares its session with the outside.
-    pub terminal: bool,
-    /// Dump file locks.
-    pub file_locks: bool,
-    /// Namespaces whose content is not dumped.
-    pub empty_namespaces: Vec<String>,
+    /// What else the request says.
+    pub options: Layer<options::Checkpoint>,
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
     /// Triggered when the client has gone: its connection has ended.

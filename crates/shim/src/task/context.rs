@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::reaper::Reaper;
 use super::rootfs;
+use super::settings::Annotations;
 use super::stdio::{Owner, Paths};
 use crate::events::EventSink;
 use crate::options::RuntimeOptions;
@@ -59,6 +60,8 @@ pub struct Context {
     pub paths: Paths,
     /// What the node's configuration says about its runtime.
     pub options: RuntimeOptions,
+    /// What its annotations say about checkpoints and restores.
+    pub annotations: Annotations,
     /// The image directory it is to be restored from.
     pub checkpoint: Option<PathBuf>,
 }

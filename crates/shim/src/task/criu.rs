@@ -15,8 +15,7 @@ use super::failures;
 use crate::rpc::{TaskError, with_causes};
 
 /// The CRIU that the node's configuration names, known to be new enough.
-pub(super) fn find(context: &Context) -> Result<Criu, TaskError> {
-    let config = Config::load(&context.shared.config)?;
+pub(super) fn find(config: &Config) -> Result<Criu, TaskError> {
     let criu = Criu::find(config.criu.path.as_deref()).map_err(from_criu)?;
     criu.probe().map_err(from_criu)?;
     Ok(criu)

@@ -17,6 +17,7 @@ pub mod reaper;
 pub mod restore;
 mod rootfs;
 pub mod service;
+pub mod settings;
 pub mod state;
 pub mod stats;
 pub mod stdio;

@@ -11,9 +11,11 @@ use cryo_engine::{HookPhase, Started, mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
 
+use super::config::Config;
 use super::context::{Context, KILL_LIMIT, from_engine, internal};
 use super::criu::{self, WorkDir};
 use super::gate::{Gate, Refused};
+use super::settings;
 use super::stdio::{self, ContainerEnds};
 use crate::rpc::{TaskError, with_causes};
 
@@ -25,7 +27,9 @@ use crate::rpc::{TaskError, with_causes};
 /// FailedPrecondition when the checkpoint is not whole or does not fit, else
 /// the cause. Then nothing of the container runs, and its cgroups are gone.
 pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError> {
-    let criu = criu::find(context)?;
+    let config = Config::load(&context.shared.config)?;
+    let criu = criu::find(&config)?;
+    let options = settings::of_restore(context, &config, &criu)?;
     let images = open_images(context)?;
     mountpoint::make_all(&context.record.rootfs(), &context.spec).map_err(internal)?;
     let half_done = HalfDone(Some(context));
@@ -41,7 +45,7 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     fs::create_dir_all(&root)
         .map_err(|e| TaskError::io(format_args!("cannot make {}", root.display()), &e))?;
     let (inherit_fds, join_ns) = namespaces(context)?;
-    let mut options = RestoreOptions {
+    let mut options = options.apply(RestoreOptions {
         // CRIU wants a root that is a mount; it is one in CRIU's own mount
         // namespace, and so ends with it.
         mounts: Some(MountPlan {
@@ -52,10 +56,6 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
         }),
         root: Some(root),
         rst_sibling: true,
-        // These permit what the images hold; the dump has decided.
-        tcp_established: true,
-        ext_unix_sk: true,
-        file_locks: true,
         evasive_devices: true,
         orphan_pts_master: true,
         external: externals(context)?,
@@ -63,7 +63,7 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
         join_ns,
         network_lock: Some(network_lock(&images)?),
         ..RestoreOptions::new(clone_dir(&images)?, work.path())
-    };
+    });
     // CRIU makes a terminal anew, in the container's own devpts, and hands us
     // its master.
     if !spec::terminal(&context.spec) {

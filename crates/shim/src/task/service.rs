@@ -24,6 +24,7 @@ use super::context::{Context, Record, Shared, from_engine, from_spec, internal, 
 use super::dump::{self, ContainerState, Dump, ShimState};
 use super::process::{Exec, ExecRequest};
 use super::rootfs;
+use super::settings::{Annotations, CheckpointOptions};
 use super::state::{Exit, Phase};
 use super::stdio::{Paths, Stdio};
 use super::{stats, update};
@@ -303,6 +304,7 @@ fn prepare(
         )));
     }
     let spec = spec::load(&bundle).map_err(from_spec)?;
+    let annotations = Annotations::read(&spec)?;
     let group = bootstrap::group_in(spec.annotations().as_ref(), &id);
     let cgroup_path = spec::cgroup_path(&spec).map_err(from_spec)?;
     let cgroups = Cgroups::at(&cgroup_path).map_err(internal)?;
@@ -349,6 +351,7 @@ fn prepare(
         cgroups,
         paths,
         options,
+        annotations,
         checkpoint,
     })
 }
@@ -364,28 +367,11 @@ fn check_id(id: &str) -> Result<(), TaskError> {
     Ok(())
 }
 
-fn is_type(any: &Any, name: &str) -> bool {
-    any.type_url.rsplit('/').next() == Some(name)
-}
-
 fn checkpoint_request(
     request: &api::CheckpointTaskRequest,
     timeout_nano: i64,
 ) -> Result<CheckpointRequest, TaskError> {
-    let options = match request.options.as_ref() {
-        None => oci::CheckpointOptions::default(),
-        Some(any) if is_type(any, "containerd.runc.v1.CheckpointOptions") => {
-            oci::CheckpointOptions::parse_from_bytes(&any.value).map_err(|e| {
-                TaskError::InvalidArgument(format!("the checkpoint options cannot be decoded: {e}"))
-            })?
-        }
-        Some(any) => {
-            return Err(TaskError::InvalidArgument(format!(
-                "checkpoint options of type {} are not known: send containerd.runc.v1.CheckpointOptions or none",
-                any.type_url
-            )));
-        }
-    };
+    let options = CheckpointOptions::read(request.options.as_ref())?;
     let images = [&request.path, &options.image_path]
         .into_iter()
         .find(|p| !p.is_empty())
@@ -398,11 +384,7 @@ fn checkpoint_request(
         images,
         work: (!options.work_path.is_empty()).then(|| PathBuf::from(&options.work_path)),
         exit: options.exit,
-        open_tcp: options.open_tcp,
-        external_unix_sockets: options.external_unix_sockets,
-        terminal: options.terminal,
-        file_locks: options.file_locks,
-        empty_namespaces: options.empty_namespaces,
+        options: options.layer()?,
         deadline: u64::try_from(timeout_nano)
             .ok()
             .filter(|n| *n > 0)
