@@ -82,12 +82,22 @@ pub struct CheckpointOptions {
     pub exit: bool,
     #[prost(bool, tag = "2")]
     pub open_tcp: bool,
+    #[prost(bool, tag = "3")]
+    pub external_unix_sockets: bool,
+    #[prost(bool, tag = "4")]
+    pub terminal: bool,
     #[prost(bool, tag = "5")]
     pub file_locks: bool,
+    #[prost(string, repeated, tag = "6")]
+    pub empty_namespaces: Vec<String>,
+    #[prost(string, tag = "7")]
+    pub cgroups_mode: String,
     #[prost(string, tag = "8")]
     pub image_path: String,
     #[prost(string, tag = "9")]
     pub work_path: String,
+    #[prost(string, tag = "10")]
+    pub parent_path: String,
 }
 
 impl CheckpointOptions {

@@ -251,6 +251,19 @@ impl Context {
     /// # Errors
     /// CRI's answer.
     pub async fn pod(&self, node: &Node, handler: &str) -> anyhow::Result<Pod> {
+        self.pod_with(node, handler, &[]).await
+    }
+
+    /// As [`Context::pod`], with annotations.
+    ///
+    /// # Errors
+    /// CRI's answer.
+    pub async fn pod_with(
+        &self,
+        node: &Node,
+        handler: &str,
+        annotations: &[(&str, &str)],
+    ) -> anyhow::Result<Pod> {
         let name = self.id("pod");
         let logs = self.folder(node, "logs")?;
         let config = SandboxConfig {
@@ -262,6 +275,10 @@ impl Context {
             }),
             hostname: "e2e".into(),
             log_directory: logs.clone(),
+            annotations: annotations
+                .iter()
+                .map(|&(name, value)| (name.into(), value.into()))
+                .collect(),
             linux: Some(LinuxSandboxConfig {
                 cgroup_parent: String::new(),
                 security_context: Some(SandboxSecurityContext {

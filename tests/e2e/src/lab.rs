@@ -443,6 +443,36 @@ impl Node {
     }
 }
 
+/// Another `/etc/cryo/config.toml` on a node, until it is dropped. Only for tests that run alone.
+#[derive(Debug)]
+pub struct NodeConfig {
+    file: PathBuf,
+    before: Option<Vec<u8>>,
+}
+
+impl NodeConfig {
+    /// Puts `text` in its place.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set(node: &Node, text: &str) -> anyhow::Result<Self> {
+        let file = node.host("/etc/cryo/config.toml");
+        let before = std::fs::read(&file).ok();
+        std::fs::create_dir_all(node.host("/etc/cryo"))?;
+        std::fs::write(&file, text)?;
+        Ok(Self { file, before })
+    }
+}
+
+impl Drop for NodeConfig {
+    fn drop(&mut self) {
+        match &self.before {
+            Some(bytes) => std::fs::write(&self.file, bytes).ok(),
+            None => std::fs::remove_file(&self.file).ok(),
+        };
+    }
+}
+
 /// The parent of a process, of the host's pids.
 pub fn parent(pid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -14,6 +14,7 @@ mod footprint;
 mod hostile;
 mod lifecycle;
 mod metrics;
+mod options;
 mod pods;
 mod podspec;
 mod restart;
@@ -35,6 +36,10 @@ use cryo_e2e::test;
 /// Why a test of the node configuration has no meaning with the Go shim.
 const NO_CONFIGURATION: &str =
     "the Go shim has no /etc/cryo/config.toml: it takes the criu in PATH";
+
+/// Why most tests of options have no meaning with the Go shim.
+const NO_OPTIONS: &str =
+    "the Go shim reads neither annotations nor a node's configuration for its options";
 
 /// Why the last event of a container is not waited for with the Go shim.
 const DELETE_EVENT_LOST: &str =
@@ -176,6 +181,35 @@ fn main() -> ExitCode {
         test!(podspec::shared_memory_is_the_pods).needs(CRICTL),
         test!(podspec::own_cgroups_are_seen_in_each_pid_mode).needs(CRICTL),
         test!(podspec::cgroups_made_by_a_container_go_with_it).needs(CRICTL),
+        test!(options::unknown_and_foreign_annotations_end_a_create).not_on_runc(NO_OPTIONS),
+        test!(options::the_request_an_annotation_and_the_node_set_them)
+            .alone()
+            .not_on_runc(NO_OPTIONS),
+        test!(options::a_pods_annotations_reach_them).not_on_runc(NO_OPTIONS),
+        test!(options::an_annotation_that_names_a_configuration_is_not_heard),
+        test!(options::link_remap).not_on_runc(NO_OPTIONS),
+        test!(options::ghost_limit).not_on_runc(NO_OPTIONS),
+        test!(options::ext_unix_sk).not_on_runc(NO_OPTIONS),
+        test!(options::tcp_established)
+            .alone()
+            .not_on_runc(NO_OPTIONS),
+        test!(options::tcp_close).alone().not_on_runc(NO_OPTIONS),
+        test!(options::tcp_established_can_be_refused_by_a_restore).not_on_runc(NO_OPTIONS),
+        test!(options::tcp_skip_in_flight).not_on_runc(NO_OPTIONS),
+        test!(options::empty_ns).not_on_runc(NO_OPTIONS),
+        test!(options::shell_job).not_on_runc(NO_OPTIONS),
+        test!(options::memory_that_is_not_tracked_is_refused).not_on_runc(NO_OPTIONS),
+        test!(options::auto_dedup_of_a_restore)
+            .alone()
+            .not_on_runc(NO_OPTIONS),
+        test!(options::page_server).alone().not_on_runc(NO_OPTIONS),
+        test!(options::manage_cgroups)
+            .alone()
+            .not_on_runc(NO_OPTIONS),
+        test!(options::an_lsm_that_is_not_in_use_is_named)
+            .alone()
+            .not_on_runc(NO_OPTIONS),
+        test!(options::timeout).not_on_runc(NO_OPTIONS),
         test!(failures::checkpoint_of_a_created_task_is_refused),
         test!(failures::checkpoint_of_a_stopped_task_is_refused),
         test!(failures::restore_from_a_missing_folder),
