@@ -12,6 +12,7 @@ mod exec;
 mod failures;
 mod footprint;
 mod hostile;
+mod kubelet;
 mod lifecycle;
 mod metrics;
 mod options;
@@ -210,6 +211,10 @@ fn main() -> ExitCode {
             .alone()
             .not_on_runc(NO_OPTIONS),
         test!(options::timeout).not_on_runc(NO_OPTIONS),
+        test!(kubelet::runs_probes_checkpoints_and_restores)
+            .alone()
+            .within(Duration::from_secs(240))
+            .needs(kubelet::TOOLS),
         test!(failures::checkpoint_of_a_created_task_is_refused),
         test!(failures::checkpoint_of_a_stopped_task_is_refused),
         test!(failures::restore_from_a_missing_folder),
