@@ -6,4 +6,5 @@ pub mod inherited;
 pub mod mntns;
 pub mod process;
 pub mod scm;
+pub mod socket;
 pub mod spawn;

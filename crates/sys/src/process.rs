@@ -151,6 +151,43 @@ pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
+/// What threads and processes may have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Common {
+    /// The table of open files.
+    Files,
+    /// Working directory, root and umask.
+    Fs,
+}
+
+/// Whether two threads, each given by its id, have this in common.
+///
+/// # Errors
+///
+/// `ESRCH` when one of them is gone, `EPERM` without the right to trace both.
+pub fn share(one: Pid, other: Pid, what: Common) -> io::Result<bool> {
+    // KCMP_FILES and KCMP_FS of linux/kcmp.h.
+    let kind: libc::c_long = match what {
+        Common::Files => 2,
+        Common::Fs => 3,
+    };
+    // SAFETY: kcmp(2) takes numbers alone for these kinds and touches no memory of ours.
+    let order = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            one.as_raw_nonzero().get(),
+            other.as_raw_nonzero().get(),
+            kind,
+            0,
+            0,
+        )
+    };
+    if order < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(order == 0)
+}
+
 /// Sends a signal by number, real-time ones included.
 ///
 /// # Errors
@@ -417,6 +454,25 @@ mod tests {
         );
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn threads_share_what_processes_do_not() {
+        let own = rustix::process::getpid();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let other = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        for what in [Common::Files, Common::Fs] {
+            std::thread::spawn(move || {
+                assert!(share(own, rustix::thread::gettid(), what).unwrap());
+            })
+            .join()
+            .unwrap();
+            assert!(!share(own, other, what).unwrap());
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let error = share(own, other, Common::Fs).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
     }
 
     #[test]
