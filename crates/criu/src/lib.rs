@@ -23,6 +23,7 @@ pub mod error;
 pub mod log;
 pub mod notify;
 pub mod options;
+pub mod preflight;
 pub mod probe;
 pub mod proto;
 pub mod request;
