@@ -285,15 +285,6 @@ impl Cgroups {
         self.freezer().map(|(dir, _)| dir)
     }
 
-    /// Whether the freezer is cgroup v1's.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoFreezer`].
-    pub fn freezer_is_v1(&self) -> Result<bool, Error> {
-        self.freezer().map(|(_, v1)| v1)
-    }
-
     fn freezer(&self) -> Result<(PathBuf, bool), Error> {
         let v1 = self.hierarchies.iter().find(|h| h.has("freezer"));
         let v2 = || self.hierarchies.iter().find(|h| h.kind == Kind::V2);

@@ -3,10 +3,12 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cryo_checkpoint::descriptors::{Descriptors, StdioKey};
 use cryo_checkpoint::layout;
 use cryo_criu::options::Checkpoint as Options;
+use cryo_criu::preflight::{self, Report};
 use cryo_criu::request::NetworkLockMethod;
 use cryo_criu::{Cause, Control, CriuError, DumpOptions, External};
 use cryo_engine::{mountpoint, spec};
@@ -19,6 +21,10 @@ use super::context::{Context, FREEZE_LIMIT, internal};
 use super::criu::{self, WorkDir};
 use super::settings;
 use crate::rpc::TaskError;
+
+/// How long the look for what is in the way may take; a container of a hundred processes takes
+/// some milliseconds, one that is made to be tedious takes this.
+const PREFLIGHT_LIMIT: Duration = Duration::from_millis(500);
 
 /// Dumps the container whose first process is `pid`. Blocks.
 ///
@@ -38,7 +44,7 @@ pub fn run(
     let config = Config::load(&context.shared.config)?;
     let criu = criu::find(&config)?;
     let options = settings::of_checkpoint(context, &config, &request.options, &criu)?;
-    refuse_stopped(context)?;
+    let seen = preflight(context, pid, &options)?;
     let images = Images::create(&request.images)?;
     refuse_impossible(request, &options)?;
     let work = WorkDir::create(context, "dump")?;
@@ -49,6 +55,11 @@ pub fn run(
 
     let external = externals(context, pid)?;
     let dump = || {
+        let _frozen = Frozen::new(context, paused)?;
+        // Frozen, so that no connection can be made from here on.
+        let connections = options.tcp_established
+            && !options.tcp_close
+            && seen.as_ref().is_none_or(Report::has_connections);
         let asked = options.apply(DumpOptions {
             root: Some(context.record.rootfs()),
             leave_running: !request.exit,
@@ -56,7 +67,7 @@ pub fn run(
             external: external.clone(),
             freeze_cgroup: Some(context.cgroups.freezer_dir().map_err(internal)?),
             // The lock is for connections; taking it costs frozen time.
-            network_lock: Some(if options.tcp_established {
+            network_lock: Some(if connections {
                 NetworkLockMethod::Nftables
             } else {
                 NetworkLockMethod::Skip
@@ -68,7 +79,6 @@ pub fn run(
             abort: request.client_gone.as_deref(),
             ..Control::default()
         };
-        let _frozen = Frozen::new(context, paused)?;
         Ok::<_, TaskError>(if options.pre_dump {
             criu.pre_dump(asked, &mut (), &control)
         } else {
@@ -229,24 +239,30 @@ fn refuse_impossible(request: &CheckpointRequest, options: &Options) -> Result<(
     Ok(())
 }
 
-/// A process that a signal has stopped cannot be traced while cgroup v1 keeps it
-/// frozen: CRIU would wait for it, uninterruptibly, until somebody thaws.
-fn refuse_stopped(context: &Context) -> Result<(), TaskError> {
-    if !context.cgroups.freezer_is_v1().map_err(internal)? {
-        return Ok(());
-    }
-    for pid in context.cgroups.pids().map_err(internal)? {
-        // Frozen or not, this is where it waits.
-        let at = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
-        if at == "do_signal_stop" {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            return Err(TaskError::FailedPrecondition(format!(
-                "cannot checkpoint: process {pid} ({}) is stopped by a signal, which CRIU cannot dump on cgroup v1: let it go on first, by SIGCONT",
-                name.trim()
-            )));
+/// Refuses, before anything is touched, what CRIU could not dump or could not restore.
+fn preflight(context: &Context, pid: Pid, options: &Options) -> Result<Option<Report>, TaskError> {
+    let frozen_together = context.cgroups.pids().map_err(internal)?;
+    let checked = preflight::check(pid, &frozen_together, &options.into(), PREFLIGHT_LIMIT);
+    let report = match checked {
+        Ok(report) => report,
+        Err(error) => {
+            // CRIU looks for itself, and will say it in its words.
+            tracing::warn!(%error, "cannot look for what is in the way of a checkpoint");
+            return Ok(None);
         }
+    };
+    if let Some(refusal) = report.refusal() {
+        return Err(TaskError::FailedPrecondition(format!(
+            "cannot checkpoint: {refusal}"
+        )));
     }
-    Ok(())
+    if report.incomplete {
+        tracing::warn!("not all of the container was looked at for what is in the way");
+    }
+    for lost in &report.warnings {
+        tracing::warn!("lost by this checkpoint: {lost}");
+    }
+    Ok(Some(report))
 }
 
 fn externals(context: &Context, pid: Pid) -> Result<Vec<External>, TaskError> {
