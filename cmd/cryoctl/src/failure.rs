@@ -12,9 +12,15 @@ use crate::text::printable;
 pub(crate) struct Failure {
     error: anyhow::Error,
     hint: Option<&'static str>,
+    code: u8,
 }
 
 impl Failure {
+    /// The same with another exit code than 1.
+    pub(crate) fn code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
     /// Prints `error: …` and `hint: …`. The error's causes follow it after colons.
     pub(crate) fn report(self) -> ExitCode {
         let broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
@@ -32,7 +38,7 @@ impl Failure {
         if let Some(hint) = self.hint {
             let _ = writeln!(stderr, "hint: {hint}");
         }
-        ExitCode::FAILURE
+        ExitCode::from(self.code)
     }
 }
 
@@ -40,22 +46,23 @@ impl From<summary::Error> for Failure {
     fn from(error: summary::Error) -> Self {
         Self {
             hint: error.hint(),
-            error: error.into(),
+            ..Self::from(anyhow::Error::from(error))
         }
     }
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self {
-            hint: None,
-            error: error.into(),
-        }
+        anyhow::Error::from(error).into()
     }
 }
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { hint: None, error }
+        Self {
+            error,
+            hint: None,
+            code: 1,
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Read, compare, build and move checkpoints.
 //!
+//! Where it deals with running containers, it asks containerd for their processes.
+//!
 //! One file per subcommand in `commands`; `failure` turns errors into text and exit codes. What
 //! a checkpoint *is* stands in `cryo-checkpoint`, not here.
 #![forbid(unsafe_code)]
@@ -14,6 +16,7 @@
 )]
 
 mod commands;
+mod containerd;
 mod failure;
 mod text;
 
@@ -23,7 +26,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     match commands::Cryoctl::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => failure.report(),
     }
 }

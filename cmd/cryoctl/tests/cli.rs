@@ -6,6 +6,7 @@ mod fixture;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -329,4 +330,91 @@ fn a_reader_that_goes_away_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}
+
+/// `cryoctl check` of a shell in a session of its own that has run this script.
+fn checked(script: &str, flags: &[&str]) -> Option<Outcome> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: looking at sockets of other processes needs root");
+        return None;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut process = Command::new("setsid")
+        .args(["sh", "-c", &format!("{script}; echo ready; read line")])
+        .current_dir(directory.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    process
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut ready)
+        .unwrap();
+    let pid = process.id().to_string();
+    let arguments = ["check", "--pid", &pid];
+    let outcome = cryoctl(directory.path(), arguments.iter().chain(flags));
+    process.kill().unwrap();
+    process.wait().unwrap();
+    Some(Outcome {
+        stdout: outcome
+            .stdout
+            .replace(&format!("process {pid} "), "process PID "),
+        ..outcome
+    })
+}
+
+#[test]
+fn a_process_with_nothing_in_the_way() {
+    let Some(outcome) = checked(":", &["--allow", "shell-job"]) else {
+        return;
+    };
+    let expected = "nothing is in the way of a checkpoint\n";
+    assert_eq!(outcome.stdout, expected);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_process_with_something_in_the_way() {
+    let script = "exec 8>file; truncate -s 2M file; dd if=/dev/urandom of=file bs=1M count=2 status=none; rm file";
+    let Some(outcome) = checked(script, &[]) else {
+        return;
+    };
+    let expected = "in the way of a checkpoint:\n  process PID (sh), fd 8 (DIR/file (deleted)): \
+        a deleted file that is larger than what goes into a checkpoint; \
+        raise ghost-limit, or close the file first\n";
+    assert_eq!(outcome.stdout, expected);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(1), ""));
+
+    let Some(outcome) = checked(script, &["--format", "json"]) else {
+        return;
+    };
+    assert_eq!(outcome.code, Some(1));
+    let said: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap_or_default();
+    let found = said.pointer("/obstacles/0").unwrap();
+    assert_eq!(found["problem"], "ghost-too-big");
+    assert_eq!(found["severity"], "cannot-dump");
+    assert_eq!(found["option"], "ghost-limit");
+    assert_eq!(found["object"]["number"], 8);
+    assert_eq!(found["process"]["command"], "sh");
+}
+
+#[test]
+fn what_cannot_be_checked_has_its_own_exit_code() {
+    let directory = tempfile::tempdir().unwrap();
+    for (arguments, stderr) in [
+        (&["check", "--pid", "0"][..], "error: 0 is no process\n"),
+        (
+            &["check", "--address", "/nobody.sock", "x"],
+            "error: cannot connect to containerd at /nobody.sock",
+        ),
+        (&["check", "--pid", "1", "x"], "error: the argument"),
+    ] {
+        let outcome = cryoctl(directory.path(), arguments);
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert!(outcome.stderr.starts_with(stderr), "{outcome:?}");
+        assert_eq!(outcome.stdout, "");
+    }
 }

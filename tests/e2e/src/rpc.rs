@@ -3,16 +3,15 @@
 //! The tests need a dozen calls of two APIs; their field numbers are facts, and a code
 //! generator with its `.proto` files would be larger than they are.
 
-use std::marker::PhantomData;
 use std::path::Path;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use prost::Message;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstCodec;
 
 /// How long a unary call may take unless it says otherwise.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(40);
@@ -78,7 +77,7 @@ impl Client {
             grpc.unary(
                 request,
                 PathAndQuery::from_static(method),
-                Proto::<Q, R>::default(),
+                ProstCodec::<Q, R>::default(),
             ),
         )
         .await
@@ -105,7 +104,7 @@ impl Client {
             .server_streaming(
                 request,
                 PathAndQuery::from_static(method),
-                Proto::<Q, R>::default(),
+                ProstCodec::<Q, R>::default(),
             )
             .await?;
         Ok(answer.into_inner())
@@ -127,61 +126,5 @@ impl Client {
             .await
             .map_err(|e| Status::unavailable(format!("not connected: {e}")))?;
         Ok(grpc)
-    }
-}
-
-/// The protobuf codec for a pair of messages.
-#[derive(Debug)]
-struct Proto<Q, R>(PhantomData<fn(Q) -> R>);
-
-impl<Q, R> Default for Proto<Q, R> {
-    fn default() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<Q, R> Codec for Proto<Q, R>
-where
-    Q: Message + 'static,
-    R: Message + Default + 'static,
-{
-    type Encode = Q;
-    type Decode = R;
-    type Encoder = Encode<Q>;
-    type Decoder = Decode<R>;
-
-    fn encoder(&mut self) -> Encode<Q> {
-        Encode(PhantomData)
-    }
-
-    fn decoder(&mut self) -> Decode<R> {
-        Decode(PhantomData)
-    }
-}
-
-#[derive(Debug)]
-struct Encode<Q>(PhantomData<fn(Q)>);
-
-impl<Q: Message + 'static> Encoder for Encode<Q> {
-    type Item = Q;
-    type Error = Status;
-
-    fn encode(&mut self, item: Q, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.encode(buffer)
-            .map_err(|e| Status::internal(format!("request does not encode: {e}")))
-    }
-}
-
-#[derive(Debug)]
-struct Decode<R>(PhantomData<fn() -> R>);
-
-impl<R: Message + Default + 'static> Decoder for Decode<R> {
-    type Item = R;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<R>, Status> {
-        R::decode(buffer)
-            .map(Some)
-            .map_err(|e| Status::internal(format!("answer does not decode: {e}")))
     }
 }

@@ -1,14 +1,17 @@
 //! The command line. Each subcommand is a file of its own, and its arguments are its manual.
 
+mod check;
 mod completion;
 mod man;
 mod summary;
 
-use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::failure::Failure;
 
-/// Read checkpoints of containers.
+/// Read checkpoints of containers, and check what can be checkpointed.
 ///
 /// A checkpoint is an archive as containerd's CRI, CRI-O and Podman write it, the same unpacked,
 /// or an image directory as `ctr task checkpoint --image-path` writes it.
@@ -34,19 +37,31 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     Summary(summary::Summary),
+    Check(check::Check),
     Completion(completion::Completion),
     Man(man::Man),
 }
 
 impl Cryoctl {
     /// Runs the command that was asked for.
-    pub(crate) fn run(self) -> Result<(), Failure> {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         match self.command {
+            Command::Check(command) => return command.run(),
             Command::Summary(command) => command.run(),
             Command::Completion(command) => command.run(),
             Command::Man(command) => command.run(),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
+}
+
+/// How a command prints what it found.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use cryo_checkpoint::summary::{self, Form, Process};
 
+use super::Format;
 use crate::failure::Failure;
 use crate::text::{bytes, microseconds, printable};
 
@@ -33,14 +34,6 @@ pub(super) struct Summary {
     /// directory, which need not be the directory of the images.
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
 }
 
 impl Summary {
