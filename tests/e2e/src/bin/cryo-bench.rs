@@ -23,8 +23,41 @@ const NODE: &str = "e2e-bench";
 /// Rounds when the command line names no number.
 const ROUNDS: usize = 20;
 
-/// Memory of the process whose frozen time is measured.
-const HEAP_MIB: usize = 64;
+/// A python process whose frozen time is measured.
+struct Still {
+    /// Its memory.
+    heap_mib: usize,
+    /// TCP connections are allowed.
+    open_tcp: bool,
+    /// It has one, with itself.
+    connected: bool,
+    checkpoint: &'static str,
+    still: &'static str,
+}
+
+const STILL: [Still; 3] = [
+    Still {
+        heap_mib: 64,
+        open_tcp: false,
+        connected: false,
+        checkpoint: "checkpoint of 64 MiB (leave running), ms",
+        still: "... of it the application stood still, ms",
+    },
+    Still {
+        heap_mib: 0,
+        open_tcp: true,
+        connected: false,
+        checkpoint: "checkpoint with TCP allowed and no connection, ms",
+        still: "... of it stood still without a connection, ms",
+    },
+    Still {
+        heap_mib: 0,
+        open_tcp: true,
+        connected: true,
+        checkpoint: "checkpoint with a TCP connection, ms",
+        still: "... of it stood still with a connection, ms",
+    },
+];
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -122,7 +155,9 @@ async fn one_round(cx: &Context, parts: Parts, sample: &mut Sample) -> anyhow::R
     if parts.times {
         lifecycle(cx, node, sample).await?;
         checkpoint_and_restore(cx, node, sample).await?;
-        frozen_time(cx, node, sample).await?;
+        for what in &STILL {
+            frozen_time(cx, node, what, sample).await?;
+        }
         pod_times(cx, node, sample).await?;
     }
     if parts.memory {
@@ -196,10 +231,16 @@ async fn checkpoint_and_restore(
 
 /// Python that notes the longest pause between two looks at the clock and prints it in
 /// milliseconds at SIGUSR1.
-fn clock_watcher() -> String {
+fn clock_watcher(heap_mib: usize, connected: bool) -> String {
+    let connected = if connected { "True" } else { "False" };
     format!(
-        "import os, signal, time\n\
-         heap = os.urandom({HEAP_MIB} << 20)\n\
+        "import fcntl, os, signal, socket, struct, time\n\
+         heap = os.urandom({heap_mib} << 20)\n\
+         if {connected}:\n\
+         \x20   # SIOCSIFFLAGS: the loopback interface up, which runc does by itself.\n\
+         \x20   fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh22x', b'lo', 0x41))\n\
+         \x20   server = socket.create_server(('127.0.0.1', 0))\n\
+         \x20   both = socket.create_connection(server.getsockname()), server.accept()\n\
          longest = 0.0\n\
          def tell(*_):\n\
          \x20   print('longest', longest * 1e3, flush=True)\n\
@@ -214,19 +255,30 @@ fn clock_watcher() -> String {
     )
 }
 
-async fn frozen_time(cx: &Context, node: &Node, sample: &mut Sample) -> anyhow::Result<()> {
+async fn frozen_time(
+    cx: &Context,
+    node: &Node,
+    what: &Still,
+    sample: &mut Sample,
+) -> anyhow::Result<()> {
+    let program = clock_watcher(what.heap_mib, what.connected);
+    let flags = ["--cap-add", "CAP_NET_ADMIN"];
     let container = cx
-        .container(node, PYTHON, &["python3", "-c", &clock_watcher()])
+        .container_with(node, &flags, PYTHON, &["python3", "-c", &program])
         .await?;
     let output = container.create().await?;
     container.start().await?;
     output
         .until(|text| text.contains("ready").then_some(()))
         .await?;
-    let image = cx.folder(node, "image")?;
+    let options = CheckpointOptions {
+        image_path: cx.folder(node, "image")?,
+        open_tcp: what.open_tcp,
+        ..Default::default()
+    };
     let start = Instant::now();
-    container.checkpoint(&image, false).await?;
-    sample.time("checkpoint of 64 MiB (leave running), ms", start);
+    container.api.checkpoint(&container.id, options).await?;
+    sample.time(what.checkpoint, start);
     tokio::time::sleep(Duration::from_millis(50)).await;
     container.api.kill(&container.id, 10).await?;
     let longest: f64 = output
@@ -235,9 +287,7 @@ async fn frozen_time(cx: &Context, node: &Node, sample: &mut Sample) -> anyhow::
             line.trim_start_matches("longest ").parse().ok()
         })
         .await?;
-    sample
-        .0
-        .push(("... of it the application stood still, ms", longest));
+    sample.0.push((what.still, longest));
     container.kill_and_delete().await?;
     Ok(())
 }

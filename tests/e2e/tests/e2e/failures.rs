@@ -327,6 +327,24 @@ pub(crate) async fn a_stopped_process_is_refused(cx: Context) -> anyhow::Result<
     let left = std::fs::read_dir(node.host(&image)).map_or(0, Iterator::count);
     ensure!(left == 0, "{left} files of a refused checkpoint");
     container.kill_and_delete().await?;
+
+    // Nor one that an exec has started: it is not dumped, but frozen with the others.
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    let exec = ["task", "exec", "-d", "--exec-id", "stops", &container.id];
+    let stops = ["sh", "-c", "touch /stops; kill -STOP $$"];
+    node.ctr(&[&exec[..], &stops].concat()).await?;
+    while !container.in_rootfs("/stops").exists() {
+        output.count_on(1).await?;
+    }
+    output.count_on(2).await?;
+    explained(
+        &cx,
+        checkpoint(&container, &image).await,
+        &[Code::FailedPrecondition],
+        &["stopped", "SIGCONT"],
+    )?;
+    unharmed(&container, &output).await?;
+    container.kill_and_delete().await?;
     Ok(())
 }
 

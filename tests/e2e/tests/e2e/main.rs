@@ -18,6 +18,7 @@ mod metrics;
 mod options;
 mod pods;
 mod podspec;
+mod preflight;
 mod restart;
 mod restore;
 mod stdio;
@@ -41,6 +42,9 @@ const NO_CONFIGURATION: &str =
 /// Why most tests of options have no meaning with the Go shim.
 const NO_OPTIONS: &str =
     "the Go shim reads neither annotations nor a node's configuration for its options";
+/// Why what cryo looks for has no meaning with the Go shim.
+const NO_PREFLIGHT: &str =
+    "the Go shim looks for nothing: criu finds it, with the container frozen, or never";
 
 /// Why the last event of a container is not waited for with the Go shim.
 const DELETE_EVENT_LOST: &str =
@@ -229,6 +233,13 @@ fn main() -> ExitCode {
         ),
         test!(failures::a_stopped_process_is_refused)
             .not_on_runc("criu waits for the stopped process, for ever, with the container frozen"),
+        test!(preflight::obstacles_are_told_by_name).not_on_runc(NO_PREFLIGHT),
+        test!(preflight::what_criu_can_save_is_not_refused).not_on_runc(NO_PREFLIGHT),
+        test!(preflight::options_allow_what_they_name).not_on_runc(NO_PREFLIGHT),
+        test!(preflight::the_lock_is_for_connections).not_on_runc(NO_PREFLIGHT),
+        test!(preflight::a_user_whose_limits_are_secret).not_on_runc(NO_PREFLIGHT),
+        test!(preflight::the_host_s_namespaces).not_on_runc(NO_PREFLIGHT),
+        test!(preflight::cryoctl_says_what_it_cannot_check).not_on_runc(NO_PREFLIGHT),
         test!(failures::criu_missing)
             .alone()
             .not_on_runc(NO_CONFIGURATION),
