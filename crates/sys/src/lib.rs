@@ -4,7 +4,9 @@
 pub mod heap;
 pub mod inherited;
 pub mod mntns;
+pub mod namespace;
 pub mod process;
+pub mod sched;
 pub mod scm;
 pub mod socket;
 pub mod spawn;
