@@ -7,15 +7,17 @@
 //! | `noNewPrivileges: false` with seccomp | loads the filter without the right to | left out, which means the same |
 //! | capabilities it does not know | refuses the file | left out, with a warning ([`crate::spec::load`]) |
 //! | a cgroup v1 mount | makes it writable; looks a foreign process up in a joined pid namespace | binds of the container's own cgroups |
+//! | several mappings of a user namespace | wants `newuidmap` | the namespace is made by us ([`crate::userns`]) |
+//! | `tmpcopyup`, idmapped mounts | refuses | binds of mounts made by us ([`crate::mounts`]) |
+//! | binds in a user namespace | opens their sources inside of it | binds of mounts that can be reached ([`crate::mounts`]) |
 //! | SELinux labels | ignores them | refused |
 //! | `unified` resources where there is cgroup v1 | ignores them | refused |
-//! | `tmpcopyup`, idmapped mounts | refuses, unclearly | refused |
 
 use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, MountBuilder, Spec};
 
-use crate::cgroup::{Cgroups, Kind};
+use crate::cgroup::Cgroups;
 use crate::spec::{self, Error, Namespace};
 
 /// Turns the spec into one that libcontainer makes the same container of as
@@ -66,32 +68,42 @@ fn refuse(spec: &Spec, cgroups: &Cgroups) -> Result<(), Error> {
         .and_then(|l| l.resources().as_ref())
         .and_then(|r| r.unified().as_ref())
         .is_some_and(|u| !u.is_empty());
-    let has_v1 = cgroups.dirs().any(|(h, _)| matches!(h.kind, Kind::V1(_)));
-    if unified && has_v1 {
+    if unified && !cgroups.only_v2() {
         return Err(unsupported(
             "linux.resources.unified",
             "these are for cgroup v2, and this node has cgroup v1; use the classic resources",
         ));
     }
-    for mount in spec.mounts().iter().flatten() {
-        let has = |name: &str| mount.options().iter().flatten().any(|o| o == name);
+    let own_users = spec::namespace(spec, LinuxNamespaceType::User) != Namespace::Host;
+    let idmapped = spec.mounts().iter().flatten().filter(|m| spec::idmapped(m));
+    for mount in idmapped {
         let at = mount.destination().display();
-        if has("tmpcopyup") {
+        if !spec::is_bind(mount) {
             return Err(unsupported(
-                &format!("tmpcopyup at {at}"),
-                "cryo cannot copy what is below a tmpfs; use a volume with the content",
+                &format!("an idmapped mount at {at} that is no bind"),
+                "only bind mounts can be idmapped",
             ));
         }
-        let mapped = |m: Option<usize>| m.is_some_and(|n| n > 0);
-        if has("idmap")
-            || has("ridmap")
-            || mapped(mount.uid_mappings().as_ref().map(Vec::len))
-            || mapped(mount.gid_mappings().as_ref().map(Vec::len))
-        {
-            return Err(unsupported(
-                &format!("an idmapped mount at {at}"),
-                "cryo cannot make one; run the pod without a user namespace, or with another runtime",
-            ));
+        let count = |m: &Option<Vec<_>>| m.as_ref().map_or(0, Vec::len);
+        match (
+            count(mount.uid_mappings()),
+            count(mount.gid_mappings()),
+            own_users,
+        ) {
+            (0, 0, true) => {}
+            (0, 0, false) => {
+                return Err(unsupported(
+                    &format!("an idmapped mount at {at} without mappings"),
+                    "give the mount uidMappings and gidMappings, or the container a user namespace",
+                ));
+            }
+            (0, _, _) | (_, 0, _) => {
+                return Err(unsupported(
+                    &format!("an idmapped mount at {at} with one kind of mappings"),
+                    "give both uidMappings and gidMappings",
+                ));
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -113,8 +125,7 @@ fn adapt_propagation(linux: &mut Linux) {
 /// a joined pid namespace is another process's.
 fn adapt_cgroup_mount(spec: &mut Spec, cgroups: &Cgroups) -> Result<(), Error> {
     let own = spec::namespace(spec, LinuxNamespaceType::Cgroup) == Namespace::New;
-    let has_v1 = cgroups.dirs().any(|(h, _)| matches!(h.kind, Kind::V1(_)));
-    let Some(destination) = spec::cgroup_mount(spec).filter(|_| has_v1) else {
+    let Some(destination) = spec::cgroup_mount(spec).filter(|_| !cgroups.only_v2()) else {
         return Ok(());
     };
     let read_only = spec
@@ -288,15 +299,20 @@ mod tests {
                 "unified",
             ),
             (
-                r#"{"ociVersion":"1.1.0","mounts":[{"destination":"/t","type":"tmpfs","source":"tmpfs","options":["tmpcopyup"]}]}"#,
-                V2,
-                "tmpcopyup",
-            ),
-            (
                 r#"{"ociVersion":"1.1.0","mounts":[{"destination":"/m","type":"bind","source":"/x",
                     "uidMappings":[{"containerID":0,"hostID":1,"size":1}]}]}"#,
                 V2,
-                "idmapped",
+                "one kind of mappings",
+            ),
+            (
+                r#"{"ociVersion":"1.1.0","mounts":[{"destination":"/m","type":"bind","source":"/x","options":["idmap"]}]}"#,
+                V2,
+                "without mappings",
+            ),
+            (
+                r#"{"ociVersion":"1.1.0","mounts":[{"destination":"/m","type":"tmpfs","source":"x","options":["idmap"]}]}"#,
+                V2,
+                "no bind",
             ),
         ] {
             let error = adapted(json, mountinfo).unwrap_err();

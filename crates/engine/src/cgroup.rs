@@ -182,13 +182,19 @@ impl Cgroups {
             .map(|h| (h, h.mountpoint.join(&self.path)))
     }
 
+    /// Whether the machine has cgroup v2 and nothing beside it.
+    #[must_use]
+    pub fn only_v2(&self) -> bool {
+        self.hierarchies.iter().all(|h| h.kind == Kind::V2)
+    }
+
     /// Makes the cgroup in every hierarchy.
     ///
     /// # Errors
     ///
     /// When the kernel refuses one. Those made so far stay: call [`Self::remove`].
     pub fn create(&self) -> Result<(), Error> {
-        let only_v2 = self.hierarchies.iter().all(|h| h.kind == Kind::V2);
+        let only_v2 = self.only_v2();
         for (hierarchy, dir) in self.dirs() {
             fs::create_dir_all(&dir).map_err(|e| io_error("make", &dir, e))?;
             if only_v2 {

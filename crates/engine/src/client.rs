@@ -15,8 +15,8 @@ use rustix::fs::MemfdFlags;
 use rustix::process::Pid;
 
 use crate::protocol::{
-    Answer, CreateOptions, ExecRequest, Failure, FailureKind, HookPhase, MAX_MESSAGE_BYTES, Reply,
-    Request, Target,
+    Answer, CreateOptions, ExecRequest, Failure, FailureKind, HookPhase, MAX_MESSAGE_BYTES,
+    MappedRoot, Reply, Request, Target,
 };
 
 /// The argument that makes the executable a zygote.
@@ -94,6 +94,14 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
         options: CreateOptions,
     ) -> Result<Started, Error>;
 
+    /// Mounts a root file system that shows other owners; a detached mount. `dir`
+    /// is for the engine's own mounts, which nobody sees.
+    ///
+    /// # Errors
+    ///
+    /// When this kernel or the file system cannot; nothing is left behind.
+    fn mount_root(&self, root: &MappedRoot, dir: &Path) -> Result<OwnedFd, Error>;
+
     /// Runs a process in a running container. It becomes the caller's child.
     ///
     /// # Errors
@@ -132,7 +140,7 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     ///
-    /// When a limit is refused; others may have been written by then.
+    /// When a limit is refused; then the others are as they were.
     fn update(&self, target: &Target, resources: &LinuxResources) -> Result<(), Error>;
 
     /// Runs hooks around a restored container.
@@ -269,6 +277,17 @@ impl Engine for Zygote {
             options,
         };
         started(self.call(&request, &fds)?)
+    }
+
+    fn mount_root(&self, root: &MappedRoot, dir: &Path) -> Result<OwnedFd, Error> {
+        let request = Request::MountRoot {
+            root: root.clone(),
+            dir: dir.to_owned(),
+        };
+        let (_, fds) = self.call(&request, &[])?;
+        fds.into_iter()
+            .next()
+            .ok_or_else(|| io::Error::other("the worker sent no mount").into())
     }
 
     fn exec(

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cryo_sys::scm::{self, Ready};
+use rustix::fs::Uid;
+use rustix::pty::OpenptFlags;
 
 /// It was sent before the container was made, so it is there.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -55,6 +57,15 @@ impl Console {
             .next()
             .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
     }
+}
+
+/// Gives a terminal to the user who works at it, by the terminal's master.
+pub(crate) fn own(master: &OwnedFd, uid: u32) -> io::Result<()> {
+    let slave = rustix::pty::ioctl_tiocgptpeer(
+        master,
+        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+    )?;
+    Ok(rustix::fs::fchown(&slave, Some(Uid::from_raw(uid)), None)?)
 }
 
 impl Drop for Console {

@@ -11,16 +11,21 @@ pub mod adapt;
 pub mod cgroup;
 mod client;
 mod console;
+mod copy;
 mod exec;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod layers;
 pub mod mountpoint;
+mod mounts;
+mod private;
 mod program;
 pub mod protocol;
 mod resources;
 pub mod spec;
+mod userns;
 mod worker;
 pub mod zygote;
 
 pub use client::{Engine, Error, ExecSpec, Started, ZYGOTE_ARG, Zygote};
-pub use protocol::{CreateOptions, FailureKind, HookPhase, Target};
+pub use protocol::{CreateOptions, FailureKind, HookPhase, MappedRoot, Target};

@@ -16,6 +16,9 @@ use rustix::io::Errno;
 
 use crate::spec;
 
+/// Paths are the container's, and no link leads out of its root.
+const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
 /// A mount point that cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot make the mount point {destination} in {root}")]
@@ -49,6 +52,21 @@ pub fn resolve(root: &Path, path: &Path) -> io::Result<PathBuf> {
             .strip_prefix(&root_path)
             .unwrap_or(path.strip_prefix("/").unwrap_or(path)),
     ))
+}
+
+/// Opens a folder of the container, following links as the container would.
+/// `None` when there is nothing.
+///
+/// # Errors
+///
+/// What open(2) says, as `ENOTDIR` for something else.
+pub(crate) fn open_dir(root: &Path, path: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat2(open_root(root)?, path, flags, Mode::empty(), IN_ROOT) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Makes the mount points of all mounts of the spec that lie in the root file
@@ -184,7 +202,7 @@ fn open_in(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
         path,
         OFlags::PATH | OFlags::CLOEXEC,
         Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        IN_ROOT,
     )
 }
 

@@ -8,7 +8,7 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxIdMapping, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 /// Upper bound of a message.
@@ -79,6 +79,14 @@ pub enum Request {
         /// The limits.
         resources: Box<LinuxResources>,
     },
+    /// Mount a root file system whose owners are to be seen shifted. The
+    /// detached mount comes with the reply.
+    MountRoot {
+        /// What to mount.
+        root: MappedRoot,
+        /// A folder for the worker's own mounts.
+        dir: PathBuf,
+    },
     /// Run the spec's hooks of some phases.
     Hooks {
         /// The container.
@@ -88,6 +96,23 @@ pub enum Request {
         /// The container's first process.
         pid: i32,
     },
+}
+
+/// A root file system that shows other owners than its layers have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedRoot {
+    /// The file system's type, if it is none that is bound.
+    pub fs_type: String,
+    /// Whether `source` is a folder to bind.
+    pub is_bind: bool,
+    /// The folder, or the file system's source.
+    pub source: String,
+    /// The file system's own options.
+    pub options: Vec<String>,
+    /// How its users are to be seen.
+    pub uids: Vec<LinuxIdMapping>,
+    /// How its groups are to be seen.
+    pub gids: Vec<LinuxIdMapping>,
 }
 
 /// Where an exec'd process is to run.
@@ -188,6 +213,17 @@ mod tests {
                 Request::Delete { target: target.clone() },
                 Request::Limit { target: target.clone() },
                 Request::Update { target: target.clone(), resources: Box::default() },
+                Request::MountRoot {
+                    root: MappedRoot {
+                        fs_type: target.id.clone(),
+                        is_bind: no_pivot,
+                        source: String::new(),
+                        options: vec![target.id.clone()],
+                        uids: vec![LinuxIdMapping::default()],
+                        gids: Vec::new(),
+                    },
+                    dir: target.root.clone(),
+                },
                 Request::Hooks { target, phases: vec![HookPhase::Prestart, HookPhase::Poststop], pid },
             ] {
                 let bytes = serde_json::to_vec(&request).unwrap();

@@ -26,13 +26,19 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("of a refused update, the kernel would not take back {files}")]
+    Half {
+        files: String,
+        #[source]
+        source: Box<Self>,
+    },
 }
 
 impl Error {
     /// What the caller can do about it.
     pub(crate) fn kind(&self) -> FailureKind {
         match self {
-            Self::Setup(_) => FailureKind::Other,
+            Self::Setup(_) | Self::Half { .. } => FailureKind::Other,
             Self::Refused(_) | Self::Swap { .. } => FailureKind::Spec,
         }
     }
@@ -43,8 +49,21 @@ pub(crate) fn limit(cgroups: &Cgroups, resources: &LinuxResources) -> Result<(),
     write(cgroups, resources)
 }
 
-/// Writes the limits that are named, and leaves the others as they are.
+/// Writes the limits that are named, and leaves the others as they are; all of
+/// them, or none.
 pub(crate) fn update(cgroups: &Cgroups, wanted: LinuxResources) -> Result<(), Error> {
+    let unified = wanted.unified().iter().flatten().map(|(file, _)| file);
+    let before = Before::read(cgroups, unified);
+    change(cgroups, wanted).map_err(|source| match before.write_back() {
+        files if files.is_empty() => source,
+        files => Error::Half {
+            files: files.join(", "),
+            source: Box::new(source),
+        },
+    })
+}
+
+fn change(cgroups: &Cgroups, wanted: LinuxResources) -> Result<(), Error> {
     let memory = cgroups.dirs().find(|(h, _)| h.has("memory"));
     let wanted = changes(wanted, &V1Memory::read(memory.map(|(_, dir)| dir)));
     let first = match write(cgroups, &wanted) {
@@ -93,6 +112,73 @@ fn no_swap(cgroups: &Cgroups, resources: &LinuxResources) -> Option<PathBuf> {
     }
     let v2 = cgroups.dirs().find(|(h, _)| h.kind == Kind::V2);
     v2.map(|(_, dir)| dir.join("memory.swap.max"))
+}
+
+/// The files that an update may write, of both versions of cgroups.
+const LIMITS: [&str; 25] = [
+    "blkio.weight",
+    "cpu.cfs_burst_us",
+    "cpu.cfs_period_us",
+    "cpu.cfs_quota_us",
+    "cpu.idle",
+    "cpu.max",
+    "cpu.max.burst",
+    "cpu.rt_period_us",
+    "cpu.rt_runtime_us",
+    "cpu.shares",
+    "cpu.weight",
+    "cpuset.cpus",
+    "cpuset.mems",
+    "io.weight",
+    "memory.high",
+    "memory.limit_in_bytes",
+    "memory.low",
+    "memory.max",
+    "memory.memsw.limit_in_bytes",
+    "memory.min",
+    "memory.soft_limit_in_bytes",
+    "memory.swap.max",
+    "memory.swappiness",
+    "net_cls.classid",
+    "pids.max",
+];
+
+/// What the limits were, for an update that is refused half way.
+#[derive(Debug)]
+struct Before(Vec<(PathBuf, String)>);
+
+impl Before {
+    fn read<'a>(cgroups: &Cgroups, more: impl Iterator<Item = &'a String>) -> Self {
+        let more: Vec<_> = more.map(String::as_str).collect();
+        let mut values = Vec::new();
+        for (_, dir) in cgroups.dirs() {
+            for name in LIMITS.iter().chain(&more) {
+                // A name from outside must not lead elsewhere.
+                let file = dir.join(name);
+                if file.parent() == Some(&dir)
+                    && let Ok(value) = fs::read_to_string(&file)
+                {
+                    values.push((file, value));
+                }
+            }
+        }
+        Self(values)
+    }
+
+    /// Writes what has changed; answers the files that stay changed.
+    fn write_back(&self) -> Vec<String> {
+        let changed = |(file, value): &&(PathBuf, String)| {
+            fs::read_to_string(file).is_ok_and(|now| now != *value)
+        };
+        // One limit may have to go before another can.
+        for _ in 0..3 {
+            for (file, value) in self.0.iter().filter(changed) {
+                let _ = fs::write(file, value.trim_end());
+            }
+        }
+        let stay = self.0.iter().filter(changed);
+        stay.map(|(file, _)| file.display().to_string()).collect()
+    }
 }
 
 /// What an update must not change by the way.
@@ -193,6 +279,32 @@ mod tests {
         };
         assert_eq!(swap(V1Memory::NONE), None);
         assert_eq!(swap(without), Some(0));
+    }
+
+    #[test]
+    fn what_an_update_changed_is_written_back() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("c");
+        fs::create_dir(&dir).unwrap();
+        let hierarchy = crate::cgroup::Hierarchy {
+            mountpoint: root.path().to_owned(),
+            kind: Kind::V2,
+        };
+        let cgroups = Cgroups::within(std::path::Path::new("/c"), vec![hierarchy]).unwrap();
+        fs::write(dir.join("pids.max"), "10\n").unwrap();
+        fs::write(dir.join("memory.max"), "max\n").unwrap();
+        fs::write(dir.join("misc.max"), "a 1\n").unwrap();
+        fs::write(root.path().join("outside"), "1\n").unwrap();
+        let more = ["misc.max".to_owned(), "../outside".to_owned()];
+        let before = Before::read(&cgroups, more.iter());
+        assert_eq!(before.0.len(), 3);
+        fs::write(dir.join("pids.max"), "20\n").unwrap();
+        fs::write(dir.join("misc.max"), "a 2\n").unwrap();
+        // Unlike the kernel, a plain file does not end in a newline then.
+        assert_eq!(before.write_back().len(), 2);
+        assert_eq!(fs::read_to_string(dir.join("pids.max")).unwrap(), "10");
+        assert_eq!(fs::read_to_string(dir.join("misc.max")).unwrap(), "a 1");
+        assert_eq!(fs::read_to_string(dir.join("memory.max")).unwrap(), "max\n");
     }
 
     #[test]

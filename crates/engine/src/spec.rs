@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capability, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Spec};
 
 use crate::cgroup::{Cgroups, Kind};
 
@@ -134,19 +134,29 @@ pub struct Bind {
     pub source: PathBuf,
 }
 
+/// Whether a mount is a bind, by its type or by an option.
+#[must_use]
+pub fn is_bind(mount: &Mount) -> bool {
+    let mut options = mount.options().iter().flatten();
+    mount.typ().as_deref() == Some("bind") || options.any(|o| o == "bind" || o == "rbind")
+}
+
+/// Whether a mount is to show other owners than its source has.
+#[must_use]
+pub fn idmapped(mount: &Mount) -> bool {
+    let mut options = mount.options().iter().flatten();
+    options.any(|o| o == "idmap" || o == "ridmap")
+        || mount.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())
+        || mount.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())
+}
+
 /// All bind mounts, in the order they are mounted.
 #[must_use]
 pub fn binds(spec: &Spec) -> Vec<Bind> {
     spec.mounts()
         .iter()
         .flatten()
-        .filter(|m| {
-            m.typ().as_deref() == Some("bind")
-                || m.options()
-                    .iter()
-                    .flatten()
-                    .any(|o| o == "bind" || o == "rbind")
-        })
+        .filter(|m| is_bind(m))
         .filter_map(|m| {
             Some(Bind {
                 destination: m.destination().clone(),

@@ -2,9 +2,10 @@
 
 use std::error::Error as StdError;
 use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, Write};
+use std::io::{self, Read as _, Seek as _, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -19,11 +20,13 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::adapt::adapt;
 use crate::cgroup::{Cgroups, Kind};
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::exec;
 use crate::program::Program;
-use crate::protocol::{CreateOptions, Failure, FailureKind, HookPhase, Reply, Request, Target};
-use crate::{mountpoint, resources, spec};
+use crate::protocol::{
+    CreateOptions, Failure, FailureKind, HookPhase, MappedRoot, Reply, Request, Target,
+};
+use crate::{layers, mountpoint, mounts, resources, spec, userns};
 
 /// How long a start waits for the program.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(2);
@@ -45,6 +48,7 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<Own
         Request::Delete { target } => delete(&target).map(alone),
         Request::Limit { target } => limit(&target).map(alone),
         Request::Update { target, resources } => update(&target, *resources).map(alone),
+        Request::MountRoot { root, dir } => mount_root(&root, &dir),
         Request::Hooks {
             target,
             phases,
@@ -91,6 +95,9 @@ fn create(
     let bundle = target.root.with_file_name("bundle");
     fs::create_dir_all(&target.root).map_err(|e| failure(FailureKind::Other, &e))?;
     fs::create_dir_all(&bundle).map_err(|e| failure(FailureKind::Other, &e))?;
+    // Kept open until the first process is inside.
+    let _user_namespace = userns::adapt(&mut spec).map_err(spec_failure)?;
+    mounts::adapt(&mut spec, &bundle.join("mounts")).map_err(|e| failure(FailureKind::Spec, &e))?;
     spec.save(bundle.join("config.json"))
         .map_err(|e| failure(FailureKind::Other, &e))?;
     let mut fds = fds.into_iter();
@@ -134,22 +141,43 @@ fn create(
         message: "libcontainer made a container without a process".to_owned(),
     })?;
     let console = console
-        .map(Console::receive)
+        .map(|console| {
+            let master = console.receive()?;
+            console::own(&master, spec::outside(&spec, spec::user(&spec)).0)?;
+            Ok(master)
+        })
         .transpose()
-        .map_err(|e| Failure {
+        .map_err(|e: io::Error| Failure {
             kind: FailureKind::Other,
             message: format!("the container's terminal did not come: {e}"),
         })?;
+    // libcgroups leaves some limits of v2 out when it makes a container.
+    if let Some(wanted) = spec.linux().as_ref().and_then(|l| l.resources().as_ref())
+        && cgroups.only_v2()
+    {
+        resources::limit(&cgroups, wanted).map_err(|e| failure(e.kind(), &e))?;
+    }
     Ok((
         Reply::Created { pid: pid.as_raw() },
         console.into_iter().collect(),
     ))
 }
 
+fn mount_root(root: &MappedRoot, dir: &Path) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    let tree = layers::mount(root, dir).map_err(|e| Failure {
+        kind: FailureKind::Other,
+        message: format!(
+            "cannot mount the root with other owners, as user namespaces need: {e}; \
+             this takes a file system and a kernel that can (overlay: Linux 5.19)"
+        ),
+    })?;
+    Ok((Reply::Ok, vec![tree]))
+}
+
 /// The worker joins `name=systemd` and, on a hybrid machine, the unified
 /// hierarchy: what it forks inherits them.
 fn join_where_libcontainer_does_not(cgroups: &Cgroups) -> Result<(), Failure> {
-    let hybrid = cgroups.dirs().any(|(h, _)| matches!(h.kind, Kind::V1(_)));
+    let hybrid = !cgroups.only_v2();
     for (hierarchy, dir) in cgroups.dirs() {
         let left_out = match &hierarchy.kind {
             Kind::V1(names) => names.iter().any(|n| n.starts_with("name=")),
@@ -355,13 +383,13 @@ impl<'a> MakeWriter<'a> for LogWriter {
 struct Appender<'a>(&'a File);
 
 impl Write for Appender<'_> {
-    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         // All forks share the file's offset, so this appends.
         let mut file = self.0;
         file.write(data)
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -77,25 +77,37 @@ fn features() -> serde_json::Value {
             "prestart", "createRuntime", "createContainer", "startContainer", "poststart",
             "poststop",
         ],
-        // libcontainer 0.7, src/syscall/linux.rs: MountOption and MountRecursive.
+        // libcontainer 0.7, src/syscall/linux.rs: MountOption and MountRecursive; and the engine's own.
         "mountOptions": [
-            "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "mand",
+            "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "idmap", "mand",
             "noatime", "nodev", "nodiratime", "noexec", "nomand", "norelatime", "nostrictatime",
             "nosuid", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime", "remount",
-            "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime",
+            "rexec", "ridmap", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime",
             "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared",
             "rslave", "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "shared", "slave",
-            "strictatime", "suid", "sync", "unbindable",
+            "strictatime", "suid", "sync", "tmpcopyup", "unbindable",
         ],
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             // The option SystemdCgroup is refused.
             "cgroup": { "v1": true, "v2": true, "systemd": false },
-            "seccomp": { "enabled": true },
+            // libcontainer 0.7, src/seccomp/mod.rs: translate_action, translate_arch, translate_op.
+            "seccomp": {
+                "enabled": true,
+                "actions": [
+                    "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
+                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE",
+                    "SCMP_ACT_TRAP",
+                ],
+                "operators": [
+                    "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
+                    "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE",
+                ],
+                "archs": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
+            },
             "apparmor": { "enabled": true },
             "selinux": { "enabled": false },
-            // Id-mapped mounts are refused by the engine.
-            "mountExtensions": { "idmap": { "enabled": false } },
+            "mountExtensions": { "idmap": { "enabled": cryo_sys::namespace::knows_map_owners() } },
         },
     })
 }
@@ -122,7 +134,8 @@ mod tests {
         assert!(options.is_sorted());
         let linux = features.linux().as_ref().unwrap();
         let idmap = linux.mount_extensions().as_ref().unwrap().idmap();
-        assert_eq!(*idmap.as_ref().unwrap().enabled(), Some(false));
+        let known = cryo_sys::namespace::knows_map_owners();
+        assert_eq!(*idmap.as_ref().unwrap().enabled(), Some(known));
     }
 
     #[test]

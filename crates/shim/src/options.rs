@@ -120,11 +120,18 @@ impl RuntimeOptions {
         (!self.root.is_empty()).then(|| Path::new(&self.root))
     }
 
-    /// The owner of the streams of a container whose process is `user`.
+    /// The owner of a process's streams, by its user in the container and what
+    /// that is outside. containerd names the container's root; another user
+    /// owns the streams as with runc, so as to open them again.
     #[must_use]
-    pub fn stdio_owner(&self, user: (u32, u32)) -> (u32, u32) {
+    pub fn stdio_owner(&self, inside: (u32, u32), outside: (u32, u32)) -> (u32, u32) {
         let or = |set: u32, else_: u32| if set == 0 { else_ } else { set };
-        (or(self.io_uid, user.0), or(self.io_gid, user.1))
+        let uid = if inside.0 == 0 {
+            or(self.io_uid, outside.0)
+        } else {
+            outside.0
+        };
+        (uid, or(self.io_gid, outside.1))
     }
 
     /// Where log and statistics of a restore go, if anywhere.
@@ -298,8 +305,9 @@ mod tests {
             io_gid,
             ..RuntimeOptions::default()
         };
-        assert_eq!(options(0, 0).stdio_owner((1, 2)), (1, 2));
-        assert_eq!(options(7, 0).stdio_owner((1, 2)), (7, 2));
+        assert_eq!(options(0, 0).stdio_owner((0, 2), (1, 2)), (1, 2));
+        assert_eq!(options(7, 0).stdio_owner((0, 2), (100, 102)), (7, 102));
+        assert_eq!(options(7, 0).stdio_owner((1, 2), (101, 102)), (101, 102));
     }
 
     #[test]

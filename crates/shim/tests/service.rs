@@ -14,7 +14,7 @@ use std::time::Duration;
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::shim_async::{TaskClient, create_task};
-use cryo_engine::{CreateOptions, Engine, Error, ExecSpec, HookPhase, Started, Target};
+use cryo_engine::{CreateOptions, Engine, Error, ExecSpec, HookPhase, MappedRoot, Started, Target};
 use cryo_shim::events::Recorder;
 use cryo_shim::serve::{TASK_V2, both_versions};
 use cryo_shim::task::context::Shared;
@@ -83,6 +83,10 @@ impl Engine for Shells {
         drop(command);
         std::thread::sleep(self.slow_start);
         Ok(started(&child))
+    }
+
+    fn mount_root(&self, _: &MappedRoot, _: &Path) -> Result<OwnedFd, Error> {
+        unreachable!("no test has a root of that kind")
     }
 
     fn start(&self, target: &Target) -> Result<(), Error> {

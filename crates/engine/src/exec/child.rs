@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use cryo_sys::{process, scm};
+use cryo_sys::{process, sched, scm};
 use libcontainer::seccomp::initialize_seccomp;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -74,6 +74,7 @@ pub(super) fn run(
     }
     // The container's root must not be reachable by a descriptor.
     drop(place);
+    schedule(plan)?;
 
     rustix::process::setsid().map_err(cannot("make a session"))?;
     match (stdio, plan.terminal) {
@@ -174,6 +175,20 @@ fn set_oom_score_adj(wanted: Option<i32>, init: i32) -> Result<(), Failure> {
         },
         _ => Ok(()),
     }
+}
+
+/// With the rights of the container's root, as its first process had.
+fn schedule(plan: &Plan) -> Result<(), Failure> {
+    if let Some((class, level)) = plan.io_priority {
+        sched::set_io_priority(class, level).map_err(cannot("set its io priority"))?;
+    }
+    if let Some(scheduler) = plan.scheduler {
+        sched::set_scheduler(scheduler).map_err(cannot("set its scheduler"))?;
+    }
+    if let Some(domain) = plan.personality {
+        sched::set_personality(domain).map_err(cannot("set its personality"))?;
+    }
+    Ok(())
 }
 
 fn open_label(label: &Label) -> Result<(File, String), Failure> {

@@ -19,6 +19,7 @@ use cryo_sys::process::{self, Fork};
 use cryo_sys::scm;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use rustix::thread::CpuSet;
 
 use self::place::Place;
 use self::plan::Plan;
@@ -68,9 +69,11 @@ pub(crate) fn run(
     }
     drop(init);
 
+    run_on(plan.first_cpus.as_ref())?;
     Cgroups::at(&request.cgroup)
         .and_then(|c| c.join_beside(std::process::id(), request.init.unsigned_abs()))
         .map_err(|e| failure(FailureKind::Other, &e))?;
+    run_on(plan.cpus.as_ref())?;
     place.enter_for_children().map_err(|(name, e)| Failure {
         kind: FailureKind::Other,
         message: format!("cannot enter the container's {name} namespace: {e}"),
@@ -114,6 +117,20 @@ pub(crate) fn run(
             Ok((Reply::Created { pid }, console))
         }
     }
+}
+
+/// Moves this process, and what it forks, to these processors.
+fn run_on(cpus: Option<&CpuSet>) -> Result<(), Failure> {
+    let Some(cpus) = cpus else {
+        return Ok(());
+    };
+    rustix::thread::sched_setaffinity(None, cpus).map_err(|e| Failure {
+        kind: FailureKind::Spec,
+        message: format!(
+            "cannot run on the processors of execCPUAffinity: {}",
+            io::Error::from(e)
+        ),
+    })
 }
 
 trait NextIfSaid {

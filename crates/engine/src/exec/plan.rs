@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, Spec};
+use cryo_sys::sched::Scheduler;
+use oci_spec::runtime::{LinuxPersonalityDomain, LinuxSeccomp, LinuxSeccompAction, Spec};
 use rustix::process::{Resource, Rlimit};
 use rustix::termios::Winsize;
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, CpuSet};
 use serde::Deserialize;
 
 /// The OCI `Process`, read leniently: what this kernel does not know must not
@@ -25,6 +26,10 @@ struct Process {
     apparmor_profile: Option<String>,
     selinux_label: Option<String>,
     oom_score_adj: Option<i32>,
+    io_priority: Option<IoPriority>,
+    scheduler: Option<Policy>,
+    #[serde(rename = "execCPUAffinity")]
+    exec_cpu_affinity: Option<Affinity>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -51,6 +56,33 @@ struct Limit {
     hard: u64,
     #[serde(default)]
     soft: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct IoPriority {
+    class: String,
+    #[serde(default)]
+    priority: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Policy {
+    policy: String,
+    nice: i32,
+    priority: u32,
+    flags: Vec<String>,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Affinity {
+    initial: String,
+    #[serde(rename = "final")]
+    last: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -99,13 +131,22 @@ pub(super) struct Plan {
     pub(super) no_new_privs: bool,
     pub(super) labels: Vec<Label>,
     pub(super) oom_score_adj: Option<i32>,
+    /// Class and level.
+    pub(super) io_priority: Option<(u32, u32)>,
+    pub(super) scheduler: Option<Scheduler>,
+    /// The processors before the process is in the container's cgroups.
+    pub(super) first_cpus: Option<CpuSet>,
+    /// The processors from then on.
+    pub(super) cpus: Option<CpuSet>,
+    /// As personality(2) numbers it.
+    pub(super) personality: Option<u32>,
     pub(super) seccomp: Option<LinuxSeccomp>,
 }
 
 impl Plan {
     /// Plans a process of the container that `spec` describes. What the
-    /// process does not say about capabilities and limits is as for the
-    /// container's own.
+    /// process does not say about capabilities, limits, labels and scheduling
+    /// is as for the container's own.
     pub(super) fn new(process: &[u8], spec: &Spec) -> Result<Self, String> {
         let own: Process = serde_json::from_slice(process)
             .map_err(|e| format!("the process to exec cannot be decoded: {e}"))?;
@@ -141,11 +182,17 @@ impl Plan {
         }
         let labels = [
             (
-                own.apparmor_profile.map(|p| format!("exec {p}")),
+                own.apparmor_profile
+                    .or(of_container.apparmor_profile)
+                    .map(|p| format!("exec {p}")),
                 &["apparmor/exec", "exec"][..],
                 "exec ",
             ),
-            (own.selinux_label, &["exec"][..], ""),
+            (
+                own.selinux_label.or(of_container.selinux_label),
+                &["exec"][..],
+                "",
+            ),
         ]
         .into_iter()
         .filter_map(|(text, files, empty)| {
@@ -161,6 +208,10 @@ impl Plan {
                 ws_ypixel: 0,
             })
         });
+        let affinity = own
+            .exec_cpu_affinity
+            .or(of_container.exec_cpu_affinity)
+            .unwrap_or_default();
         Ok(Self {
             terminal: own.terminal.unwrap_or(false).then_some(size),
             program,
@@ -180,6 +231,26 @@ impl Plan {
             no_new_privs: own.no_new_privileges.unwrap_or(false),
             labels,
             oom_score_adj: own.oom_score_adj,
+            io_priority: own
+                .io_priority
+                .or(of_container.io_priority)
+                .map(|p| io_priority(&p))
+                .transpose()?,
+            scheduler: own
+                .scheduler
+                .or(of_container.scheduler)
+                .map(|p| scheduler(&p))
+                .transpose()?,
+            first_cpus: cpus(&affinity.initial)?,
+            cpus: cpus(&affinity.last)?,
+            personality: spec
+                .linux()
+                .as_ref()
+                .and_then(|l| l.personality().as_ref())
+                .map(|p| match p.domain() {
+                    LinuxPersonalityDomain::PerLinux => 0,
+                    LinuxPersonalityDomain::PerLinux32 => 8,
+                }),
             seccomp,
         })
     }
@@ -264,6 +335,76 @@ fn limit(limit: &Limit) -> Result<(Resource, Rlimit), String> {
     ))
 }
 
+fn io_priority(wanted: &IoPriority) -> Result<(u32, u32), String> {
+    let class = match wanted.class.as_str() {
+        "IOPRIO_CLASS_RT" => 1,
+        "IOPRIO_CLASS_BE" => 2,
+        "IOPRIO_CLASS_IDLE" => 3,
+        other => return Err(format!("there is no io priority class {other:?}")),
+    };
+    if wanted.priority > 7 {
+        return Err(format!("io priority {} is not in 0-7", wanted.priority));
+    }
+    Ok((class, wanted.priority))
+}
+
+fn scheduler(wanted: &Policy) -> Result<Scheduler, String> {
+    let policy = match wanted.policy.as_str() {
+        "SCHED_OTHER" => 0,
+        "SCHED_FIFO" => 1,
+        "SCHED_RR" => 2,
+        "SCHED_BATCH" => 3,
+        "SCHED_ISO" => 4,
+        "SCHED_IDLE" => 5,
+        "SCHED_DEADLINE" => 6,
+        other => return Err(format!("there is no scheduler policy {other:?}")),
+    };
+    let flag = |name: &String| match name.as_str() {
+        "SCHED_FLAG_RESET_ON_FORK" => Ok(0x01),
+        "SCHED_FLAG_RECLAIM" => Ok(0x02),
+        "SCHED_FLAG_DL_OVERRUN" => Ok(0x04),
+        "SCHED_FLAG_KEEP_POLICY" => Ok(0x08),
+        "SCHED_FLAG_KEEP_PARAMS" => Ok(0x10),
+        other => Err(format!("there is no scheduler flag {other:?}")),
+    };
+    let flags = wanted
+        .flags
+        .iter()
+        .map(flag)
+        .try_fold(0, |all, one| Ok::<u64, String>(all | one?))?;
+    Ok(Scheduler {
+        policy,
+        flags,
+        nice: wanted.nice,
+        priority: wanted.priority,
+        runtime: wanted.runtime,
+        deadline: wanted.deadline,
+        period: wanted.period,
+    })
+}
+
+/// Processors from a list such as `0-3,7`; an empty one says nothing.
+fn cpus(list: &str) -> Result<Option<CpuSet>, String> {
+    if list.is_empty() {
+        return Ok(None);
+    }
+    let bad = || format!("{list:?} is no list of processors, as 0-3,7 is");
+    let number = |text: &str| {
+        let n = text.trim().parse::<usize>().map_err(|_| bad())?;
+        (n < CpuSet::MAX_CPU).then_some(n).ok_or_else(bad)
+    };
+    let mut set = CpuSet::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let range = number(first)?..=number(last)?;
+        if range.is_empty() {
+            return Err(bad());
+        }
+        range.for_each(|n| set.set(n));
+    }
+    Ok(Some(set))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -324,6 +465,12 @@ mod tests {
             br#"{"args":[""]}"#,
             br#"{"args":["x"],"cwd":"tmp"}"#,
             br#"{"args":["x"],"rlimits":[{"type":"RLIMIT_X"}]}"#,
+            br#"{"args":["x"],"ioPriority":{"class":"IOPRIO_CLASS_X"}}"#,
+            br#"{"args":["x"],"ioPriority":{"class":"IOPRIO_CLASS_BE","priority":8}}"#,
+            br#"{"args":["x"],"scheduler":{"policy":"SCHED_X"}}"#,
+            br#"{"args":["x"],"scheduler":{"policy":"SCHED_IDLE","flags":["X"]}}"#,
+            br#"{"args":["x"],"execCPUAffinity":{"final":"2-1"}}"#,
+            br#"{"args":["x"],"execCPUAffinity":{"initial":"99999"}}"#,
         ] {
             assert!(Plan::new(bad, &spec()).is_err());
         }
@@ -334,6 +481,39 @@ mod tests {
         .unwrap();
         let error = Plan::new(br#"{"args":["x"]}"#, &notify).unwrap_err();
         assert!(error.contains("SCMP_ACT_NOTIFY"), "{error}");
+    }
+
+    #[test]
+    fn scheduling_is_the_processes_or_the_containers() {
+        let spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.1.0","process":{"cwd":"/","user":{"uid":0,"gid":0},
+                "ioPriority":{"class":"IOPRIO_CLASS_BE","priority":3},
+                "scheduler":{"policy":"SCHED_BATCH","nice":4}},
+                "linux":{"personality":{"domain":"LINUX32"}}}"#,
+        )
+        .unwrap();
+        let plan = Plan::new(br#"{"args":["x"]}"#, &spec).unwrap();
+        assert_eq!(plan.io_priority, Some((2, 3)));
+        let batch = plan.scheduler.unwrap();
+        assert_eq!((batch.policy, batch.nice), (3, 4));
+        assert_eq!(plan.personality, Some(8));
+        assert!(plan.cpus.is_none() && plan.first_cpus.is_none());
+        let plan = Plan::new(
+            br#"{"args":["x"],"ioPriority":{"class":"IOPRIO_CLASS_IDLE"},
+                "scheduler":{"policy":"SCHED_DEADLINE","flags":["SCHED_FLAG_RESET_ON_FORK"],"runtime":5},
+                "execCPUAffinity":{"initial":"0","final":"0-2,5"}}"#,
+            &spec,
+        )
+        .unwrap();
+        assert_eq!(plan.io_priority, Some((3, 0)));
+        let deadline = plan.scheduler.unwrap();
+        assert_eq!(
+            (deadline.policy, deadline.flags, deadline.runtime),
+            (6, 1, 5)
+        );
+        assert_eq!(plan.first_cpus.unwrap().count(), 1);
+        let cpus = plan.cpus.unwrap();
+        assert!(cpus.count() == 4 && cpus.is_set(2) && cpus.is_set(5));
     }
 
     proptest! {

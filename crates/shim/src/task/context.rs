@@ -80,14 +80,16 @@ impl Context {
     }
 
     /// Whose the streams of a process are: of the container's first one, or of
-    /// an exec's, with its user as it is on the host.
+    /// an exec's, with its user as it is in the container.
     #[must_use]
     pub fn owner_of<'a>(&'a self, process: &'a str, user: (u32, u32)) -> Owner<'a> {
         Owner {
             id: process,
             namespace: &self.shared.namespace,
             reaper: &self.shared.reaper,
-            user: self.options.stdio_owner(user),
+            user: self
+                .options
+                .stdio_owner(user, spec::outside(&self.spec, user)),
         }
     }
 

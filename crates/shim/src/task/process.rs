@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use cryo_engine::{ExecSpec, Started, spec};
+use cryo_engine::{ExecSpec, Started};
 use cryo_sys::process;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -441,8 +441,7 @@ async fn launch(
     init: Pid,
     init_pidfd: Arc<OwnedFd>,
 ) -> Result<(Started, Stdio), TaskError> {
-    let user = spec::outside(&context.spec, user_of(&request.process));
-    let owner = context.owner_of(&request.id, user);
+    let owner = context.owner_of(&request.id, user_of(&request.process));
     let (mut stdio, ends) = if request.terminal {
         let stdio = Stdio::open_for_terminal(&request.paths, &owner).await?;
         (stdio, [const { None }; 3])

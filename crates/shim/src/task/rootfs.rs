@@ -5,11 +5,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use containerd_shim_protos::api::Mount;
+use cryo_engine::{Engine, MappedRoot};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
 };
 
+use super::context::from_engine;
 use crate::rpc::TaskError;
 
 /// What mount(2) takes as data: one page with its ending zero.
@@ -21,12 +24,25 @@ struct Options {
     flags: MountFlags,
     /// Options of the file system itself.
     data: Vec<String>,
+    /// How users are to be seen, as containerd writes it; or empty.
+    uid_map: String,
+    /// How groups are to be seen.
+    gid_map: String,
+}
+
+impl Options {
+    /// Whether the mount is to show other owners.
+    fn is_mapped(&self) -> bool {
+        !(self.uid_map.is_empty() && self.gid_map.is_empty())
+    }
 }
 
 fn parse_options(options: &[String]) -> Options {
     let mut parsed = Options {
         flags: MountFlags::empty(),
         data: Vec::new(),
+        uid_map: String::new(),
+        gid_map: String::new(),
     };
     for option in options {
         let (flag, set) = match option.as_str() {
@@ -51,7 +67,11 @@ fn parse_options(options: &[String]) -> Options {
             "bind" => (MountFlags::BIND, true),
             "rbind" => (MountFlags::BIND | MountFlags::REC, true),
             other => {
-                parsed.data.push(other.to_owned());
+                match other.split_once('=') {
+                    Some(("uidmap", map)) => map.clone_into(&mut parsed.uid_map),
+                    Some(("gidmap", map)) => map.clone_into(&mut parsed.gid_map),
+                    _ => parsed.data.push(other.to_owned()),
+                }
                 continue;
             }
         };
@@ -61,15 +81,29 @@ fn parse_options(options: &[String]) -> Options {
 }
 
 /// Mounts all of them at `rootfs`, in order. A failure takes back what was done.
+/// `scratch` is for the engine.
 ///
 /// # Errors
 ///
 /// Names the mount and what the kernel said.
-pub(super) fn mount(mounts: &[Mount], rootfs: &Path) -> Result<(), TaskError> {
+pub(super) fn mount(
+    mounts: &[Mount],
+    rootfs: &Path,
+    engine: &dyn Engine,
+    scratch: &Path,
+) -> Result<(), TaskError> {
     std::fs::create_dir_all(rootfs)
         .map_err(|e| TaskError::io(format_args!("cannot make {}", rootfs.display()), &e))?;
     for mount in mounts {
-        if let Err(e) = mount_one(mount, rootfs) {
+        let options = parse_options(&mount.options);
+        if options.is_mapped() {
+            if let Err(error) = mount_mapped(mount, &options, rootfs, engine, scratch) {
+                let _ = unmount(rootfs);
+                return Err(error);
+            }
+            continue;
+        }
+        if let Err(e) = mount_one(mount, &options, rootfs) {
             let _ = unmount(rootfs);
             return Err(TaskError::io(
                 format_args!(
@@ -85,22 +119,72 @@ pub(super) fn mount(mounts: &[Mount], rootfs: &Path) -> Result<(), TaskError> {
     Ok(())
 }
 
-fn mount_one(mount: &Mount, rootfs: &Path) -> io::Result<()> {
+/// A root for a user namespace: its snapshot has the owners of the image.
+fn mount_mapped(
+    mount: &Mount,
+    options: &Options,
+    rootfs: &Path,
+    engine: &dyn Engine,
+    scratch: &Path,
+) -> Result<(), TaskError> {
+    let failed =
+        |e: io::Error| TaskError::io(format_args!("cannot mount {}", rootfs.display()), &e);
+    let bad = |map: &str| {
+        TaskError::InvalidArgument(format!(
+            "the root's option uidmap or gidmap is {map:?}, not CONTAINER:HOST:SIZE"
+        ))
+    };
+    let root = MappedRoot {
+        fs_type: mount.type_.clone(),
+        is_bind: mount.type_ == "bind" || options.flags.contains(MountFlags::BIND),
+        source: mount.source.clone(),
+        options: options.data.clone(),
+        uids: id_map(&options.uid_map).ok_or_else(|| bad(&options.uid_map))?,
+        gids: id_map(&options.gid_map).ok_or_else(|| bad(&options.gid_map))?,
+    };
+    let tree = engine.mount_root(&root, scratch).map_err(from_engine)?;
     let target = rootfs.join(mount.target.trim_start_matches('/'));
-    let options = parse_options(&mount.options);
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, c"", CWD, &target, flags).map_err(|e| failed(e.into()))?;
+    remount(&target, options.flags).map_err(failed)
+}
+
+/// Mappings as containerd writes them: `CONTAINER:HOST:SIZE`, with commas between.
+fn id_map(text: &str) -> Option<Vec<LinuxIdMapping>> {
+    text.split(',')
+        .map(|mapping| {
+            let mut numbers = mapping.split(':').map(str::parse::<u32>);
+            let mut next = || numbers.next()?.ok();
+            let mapping = LinuxIdMappingBuilder::default()
+                .container_id(next()?)
+                .host_id(next()?)
+                .size(next()?)
+                .build()
+                .ok()?;
+            numbers.next().is_none().then_some(mapping)
+        })
+        .collect()
+}
+
+/// Gives a new bind its flags: the kernel ignores them when it makes one.
+fn remount(target: &Path, flags: MountFlags) -> io::Result<()> {
+    let flags = flags.difference(MountFlags::BIND | MountFlags::REC);
+    if !flags.is_empty() {
+        rustix::mount::mount_remount(target, MountFlags::BIND | flags, c"")?;
+    }
+    Ok(())
+}
+
+fn mount_one(mount: &Mount, options: &Options, rootfs: &Path) -> io::Result<()> {
+    let target = rootfs.join(mount.target.trim_start_matches('/'));
     if mount.type_ == "bind" || options.flags.contains(MountFlags::BIND) {
         let kind = MountFlags::BIND | (options.flags & MountFlags::REC);
         rustix::mount::mount(&mount.source, &target, c"", kind, None)?;
-        let rest = options.flags.difference(MountFlags::BIND | MountFlags::REC);
-        if !rest.is_empty() {
-            // The kernel ignores all other flags when it makes a bind.
-            rustix::mount::mount_remount(&target, MountFlags::BIND | rest, c"")?;
-        }
-        return Ok(());
+        return remount(&target, options.flags);
     }
     let data = options.data.join(",");
     if data.len() > MOUNT_DATA_BYTES {
-        return mount_with_long_options(mount, &options, &target);
+        return mount_with_long_options(mount, options, &target);
     }
     let data = std::ffi::CString::new(data)?;
     rustix::mount::mount(&mount.source, &target, &mount.type_, options.flags, &*data)?;
@@ -198,6 +282,27 @@ mod tests {
         assert_eq!(parsed.data, ["index=off", "lowerdir=/a:/b"]);
         let parsed = parse_options(&strings(&["rbind", "ro", "rw"]));
         assert_eq!(parsed.flags, MountFlags::BIND | MountFlags::REC);
+    }
+
+    #[test]
+    fn maps_are_read_and_nonsense_is_not() {
+        let parsed = parse_options(&strings(&[
+            "lowerdir=/a",
+            "uidmap=0:1000:5,5:2000:1",
+            "gidmap=0:7:1",
+        ]));
+        assert!(parsed.is_mapped());
+        assert_eq!(parsed.data, ["lowerdir=/a"]);
+        let map = id_map(&parsed.uid_map).unwrap();
+        assert_eq!(map.len(), 2);
+        assert_eq!(
+            (map[1].container_id(), map[1].host_id(), map[1].size()),
+            (5, 2000, 1)
+        );
+        for bad in ["", "0:1", "0:1:2:3", "0:1:x", "0:1:2,"] {
+            assert!(id_map(bad).is_none(), "{bad:?}");
+        }
+        assert!(!parse_options(&strings(&["ro"])).is_mapped());
     }
 
     #[test]

@@ -242,8 +242,7 @@ impl Service {
             no_pivot: context.options.no_pivot_root,
             no_new_keyring: context.options.no_new_keyring,
         };
-        let user = spec::outside(&context.spec, spec::user(&context.spec));
-        let owner = context.owner_of(context.id(), user);
+        let owner = context.owner_of(context.id(), spec::user(&context.spec));
         let (mut stdio, ends) = if spec::terminal(&context.spec) {
             let stdio = Stdio::open_for_terminal(&context.paths, &owner).await?;
             (stdio, [const { None }; 3])
@@ -305,6 +304,14 @@ fn prepare(
     }
     let spec = spec::load(&bundle).map_err(from_spec)?;
     let annotations = Annotations::read(&spec)?;
+    if let Some(mount) = spec.mounts().iter().flatten().find(|m| spec::idmapped(m))
+        && checkpoint.is_some()
+    {
+        return Err(TaskError::FailedPrecondition(format!(
+            "the idmapped mount {} cannot be restored, CRIU would show the owners that its source has: use a volume without",
+            mount.destination().display()
+        )));
+    }
     let group = bootstrap::group_in(spec.annotations().as_ref(), &id);
     let cgroup_path = spec::cgroup_path(&spec).map_err(from_spec)?;
     let cgroups = Cgroups::at(&cgroup_path).map_err(internal)?;
@@ -343,7 +350,8 @@ fn prepare(
     })?;
     bootstrap::write_shim_binary_path(&record.bundle)
         .map_err(|e| undo(TaskError::Internal(e.to_string())))?;
-    rootfs::mount(mounts, &record.rootfs()).map_err(undo)?;
+    let scratch = state.join("layers");
+    rootfs::mount(mounts, &record.rootfs(), &*shared.engine, &scratch).map_err(undo)?;
     Ok(Context {
         shared,
         record,
