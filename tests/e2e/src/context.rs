@@ -310,6 +310,18 @@ impl Context {
         });
     }
 
+    /// Removes a container that somebody else made (`ctr run`), at once.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub async fn clean_up_container(&self, node: &Node, id: &str) -> anyhow::Result<()> {
+        remove(Made::Container {
+            node: node.clone(),
+            id: id.into(),
+        })
+        .await
+    }
+
     /// Removes everything this test made, newest first.
     ///
     /// # Errors

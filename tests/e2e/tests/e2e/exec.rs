@@ -40,6 +40,14 @@ async fn exec(
 
 /// A container with these flags of `ctr`, running.
 async fn running(cx: &Context, flags: &[&str]) -> anyhow::Result<Container> {
+    running_command(cx, flags, &["sleep", "1000"]).await
+}
+
+async fn running_command(
+    cx: &Context,
+    flags: &[&str],
+    command: &[&str],
+) -> anyhow::Result<Container> {
     let node = cx.a()?;
     let id = cx.id("run");
     let container = cx.adopt(node, &id)?;
@@ -51,7 +59,8 @@ async fn running(cx: &Context, flags: &[&str]) -> anyhow::Result<Container> {
         cx.runtime().containerd_name(),
     ];
     args.extend(flags);
-    args.extend([BUSYBOX, &id, "sleep", "1000"]);
+    args.extend([BUSYBOX, &id]);
+    args.extend(command);
     node.ctr(&args).await?;
     Ok(container)
 }
@@ -96,44 +105,108 @@ pub(crate) async fn environment_cwd_and_user(cx: Context) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// What a container may do, as far as it is up to flags of `ctr`.
+#[derive(Clone, Copy, Debug)]
+struct Rights {
+    seccomp: bool,
+    own_users: bool,
+    new_privs: bool,
+    admin: bool,
+}
+
+impl Rights {
+    /// Every combination.
+    fn all() -> impl Iterator<Item = Self> {
+        (0..16).map(|n| Self {
+            seccomp: n & 1 != 0,
+            own_users: n & 2 != 0,
+            new_privs: n & 4 != 0,
+            admin: n & 8 != 0,
+        })
+    }
+
+    fn flags(self) -> Vec<&'static str> {
+        let users = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"];
+        let mut flags = Vec::new();
+        for (there, some) in [
+            (self.seccomp, &["--seccomp"][..]),
+            (self.own_users, &users),
+            (self.new_privs, &["--allow-new-privs"]),
+            (self.admin, &["--cap-add", "CAP_SYS_ADMIN"]),
+        ] {
+            flags.extend(if there { some } else { &[] });
+        }
+        flags
+    }
+
+    /// Whether it is restored as well. CRIU does not dump the masked paths of a
+    /// user namespace yet.
+    fn restores(self) -> bool {
+        !self.own_users
+    }
+
+    /// Whether execs of root and of another user have these rights and no other.
+    async fn are_those_of(self, container: &Container, when: &str) -> anyhow::Result<()> {
+        is_as_init(container).await?;
+        let script = "cat /proc/self/status /proc/self/uid_map /proc/self/gid_map";
+        for user in ["0", "1000"] {
+            let id = format!("{when}-{user}");
+            let text = exec(container, &id, &["--user", user], script)
+                .await?
+                .success()?;
+            let value = |name: &str| {
+                let line = text.lines().find_map(|l| l.strip_prefix(name));
+                line.map(|l| l.trim_start_matches(':').trim().to_owned())
+                    .with_context(|| format!("no {name} in {text}"))
+            };
+            let set = |name| anyhow::Ok(u64::from_str_radix(&value(name)?, 16)?);
+            let admin = |set: u64| set & (1 << 21) != 0;
+            ensure!(
+                value("Seccomp")? == if self.seccomp { "2" } else { "0" },
+                "{text}"
+            );
+            ensure!(
+                value("NoNewPrivs")? == if self.new_privs { "0" } else { "1" },
+                "{text}"
+            );
+            ensure!(text.contains(" 100000 ") == self.own_users, "{text}");
+            ensure!(text.contains(" 200000 ") == self.own_users, "{text}");
+            ensure!(admin(set("CapBnd")?) == self.admin, "{text}");
+            ensure!(set("CapInh")? == 0 && set("CapAmb")? == 0, "{text}");
+            for of_user in [set("CapEff")?, set("CapPrm")?] {
+                // One who is not root has no capabilities.
+                let wanted = if user == "0" { set("CapBnd")? } else { 0 };
+                ensure!(of_user == wanted, "{text}");
+            }
+            ensure!(
+                value("Uid")?.split_whitespace().all(|id| id == user),
+                "{text}"
+            );
+        }
+        Ok(())
+    }
+}
+
 pub(crate) async fn rights_and_places_are_the_containers(cx: Context) -> anyhow::Result<()> {
-    let ids = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"];
-    for flags in [
-        &["--seccomp"][..],
-        &["--seccomp", "--allow-new-privs"],
-        &["--allow-new-privs", "--cap-add", "CAP_SYS_ADMIN"],
-        &ids,
-        &["--seccomp", ids[0], ids[1], ids[2], ids[3]],
-    ] {
-        let container = running(&cx, flags).await?;
-        is_as_init(&container)
-            .await
-            .with_context(|| format!("{flags:?}"))?;
-        let script = "grep Seccomp: /proc/self/status; cat /proc/self/uid_map";
-        let text = exec(&container, "e", &[], script).await?.success()?;
-        let filter = if flags.contains(&"--seccomp") {
-            "2"
-        } else {
-            "0"
-        };
-        ensure!(
-            text.contains(&format!("Seccomp:\t{filter}")),
-            "{flags:?}: {text}"
-        );
-        ensure!(
-            text.contains(" 100000 ") == flags.contains(&"--uidmap"),
-            "{flags:?}: {text}"
-        );
-        // One who is not root has no capabilities, and the filter too.
-        let script = "grep -E 'CapEff|CapPrm|Seccomp:' /proc/self/status";
-        let text = exec(&container, "user", &["--user", "1000"], script)
-            .await?
-            .success()?;
-        let wanted = format!(
-            "CapPrm:\t{0:016x}\nCapEff:\t{0:016x}\nSeccomp:\t{filter}\n",
-            0
-        );
-        ensure!(text == wanted, "{flags:?}: {text}");
+    let node = cx.a()?;
+    for rights in Rights::all() {
+        let flags = rights.flags();
+        // A sleep that was interrupted by a checkpoint ends early; a shell that forks blocks signals.
+        let container =
+            running_command(&cx, &flags, &["sh", "-c", "while :; do sleep 1000; done"]).await?;
+        let said = rights.are_those_of(&container, "started").await;
+        said.with_context(|| format!("started: {rights:?}"))?;
+        if !rights.restores() {
+            container.kill_and_delete().await?;
+            continue;
+        }
+        let image = cx.folder(node, "image")?;
+        container.checkpoint(&image, true).await?;
+        container.finish().await?;
+        let _output = container.create_from(Some(&image)).await?;
+        container.start().await?;
+        let said = rights.are_those_of(&container, "restored").await;
+        said.with_context(|| format!("restored: {rights:?}"))?;
         container.kill_and_delete().await?;
     }
     Ok(())

@@ -21,6 +21,7 @@ mod podspec;
 mod preflight;
 mod restart;
 mod restore;
+mod spec;
 mod stdio;
 mod upgrade;
 
@@ -110,6 +111,14 @@ fn main() -> ExitCode {
         test!(exec::terminals_have_their_clients_size),
         test!(exec::a_restored_terminal_goes_on),
         test!(exec::a_checkpoint_leaves_them_running),
+        test!(spec::variations_are_as_with_runc),
+        test!(spec::mounts_users_and_scheduling_are_as_with_runc),
+        test!(spec::a_terminal_has_its_size_and_its_user),
+        test!(spec::the_session_keyring_is_the_containers_own),
+        test!(spec::a_root_shows_the_owners_of_a_user_namespace),
+        test!(spec::info_claims_what_is_true).not_on_runc("it is about what cryo claims"),
+        test!(spec::an_idmapped_mount_is_not_restored)
+            .not_on_runc("runc's restore needs a checkpoint to get as far"),
         test!(stdio::a_mebibyte_of_output_is_complete),
         test!(stdio::stderr_is_apart_from_stdout),
         test!(stdio::piped_stdin_reaches_its_end_through_ctr),

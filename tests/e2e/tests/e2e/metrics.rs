@@ -258,15 +258,29 @@ pub(crate) async fn updates_that_cannot_be_are_refused(cx: Context) -> anyhow::R
             vec![Code::Unknown]
         }
     };
+    // Of v1 or of v2: those that are there.
+    let id = &container.id;
+    let limits = format!(
+        "cd /sys/fs/cgroup; cat */default/{id}/pids.max */default/{id}/cpu.shares \
+         */default/{id}/cpuset.cpus default/{id}/pids.max default/{id}/cpu.weight 2>/dev/null; true"
+    );
+    let limits = async || node.exec(&["sh", "-c", &limits]).await?.success();
+    let before = limits().await?;
+    ensure!(before.contains("max"), "{before}");
     for (json, what) in [
-        (r#"{"cpu":{"quota":1}}"#, "a quota of a microsecond"),
         (
-            r#"{"cpu":{"cpus":"4711"}}"#,
+            r#"{"cpu":{"quota":1,"shares":77},"pids":{"limit":4321}}"#,
+            "a quota of a microsecond",
+        ),
+        (
+            r#"{"cpu":{"cpus":"4711","shares":77},"pids":{"limit":4321}}"#,
             "a processor that is not there",
         ),
     ] {
         let answer = container.api.update(&container.id, json).await;
         refused(answer, &codes(Code::InvalidArgument), what)?;
+        let after = limits().await?;
+        ensure!(after == before, "{what}: {before:?} became {after:?}");
     }
     container.expect(State::Running).await?;
     container.api.kill(&container.id, 9).await?;
