@@ -140,7 +140,20 @@ const VARIATIONS: [Case; 13] = [
 ];
 
 /// More of the kind, around what cryo makes itself.
-const MORE: [Case; 8] = [
+const MORE: [Case; 9] = [
+    (
+        "a bind of what the root of a user namespace cannot reach",
+        |c, scene| {
+            user_namespace(c);
+            add(
+                &mut c["mounts"],
+                json!({"destination": "/vol", "type": "bind",
+                    "source": format!("{}/closed/volume", scene.folder), "options": ["rbind", "ro"]}),
+            );
+        },
+        "cat /vol/file; touch /vol/x 2>&1",
+        Same,
+    ),
     (
         "rshared as root propagation",
         |c, _| c["linux"]["rootfsPropagation"] = json!("rshared"),
@@ -261,6 +274,7 @@ impl Scene {
              echo below > root/var/copied/a/file; ln -s a/file root/var/copied/link
              chown 7:8 root/var/copied/a/file; chmod 4711 root/var/copied/a/file
              chmod 1750 root/var/copied
+             mkdir -p closed/volume; chmod 700 closed; echo here > closed/volume/file
              chmod 755 {volume}
              mkdir {volume}/sub; echo text > {volume}/file; chown 5:6 {volume}/file"
         );
