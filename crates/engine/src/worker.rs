@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,8 +13,9 @@ use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::hooks::run_hooks;
 use libcontainer::syscall::syscall::SyscallType;
-use oci_spec::runtime::{Hooks, LinuxResources, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources, Spec};
 use rustix::fs::MemfdFlags;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -140,6 +141,12 @@ fn create(
         kind: FailureKind::Other,
         message: "libcontainer made a container without a process".to_owned(),
     })?;
+    if spec::namespace(&spec, LinuxNamespaceType::Network) == spec::Namespace::New {
+        bring_up_loopback(pid.as_raw()).map_err(|e| Failure {
+            kind: FailureKind::Other,
+            message: format!("cannot bring up the container's loopback interface: {e}"),
+        })?;
+    }
     let console = console
         .map(|console| {
             let master = console.receive()?;
@@ -161,6 +168,13 @@ fn create(
         Reply::Created { pid: pid.as_raw() },
         console.into_iter().collect(),
     ))
+}
+
+/// libcontainer leaves it down. The worker stays in the namespace; it ends with the operation.
+fn bring_up_loopback(pid: i32) -> io::Result<()> {
+    let network = File::open(format!("/proc/{pid}/ns/net"))?;
+    move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+    cryo_sys::loopback::up()
 }
 
 fn mount_root(root: &MappedRoot, dir: &Path) -> Result<(Reply, Vec<OwnedFd>), Failure> {

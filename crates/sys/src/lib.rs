@@ -3,6 +3,7 @@
 
 pub mod heap;
 pub mod inherited;
+pub mod loopback;
 pub mod mntns;
 pub mod namespace;
 pub mod process;

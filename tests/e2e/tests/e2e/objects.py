@@ -413,11 +413,6 @@ def make(name):
 
 if sys.argv[1:] == ["outside"]:
     outside()
-try:
-    # The loopback interface up: SIOCSIFFLAGS, IFF_UP | IFF_RUNNING.
-    fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh22x", b"lo", 0x41))
-except OSError as e:
-    print(f"cannot loopback: {e}", flush=True)
 child = None
 count = 0
 while True:
