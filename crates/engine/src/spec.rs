@@ -166,6 +166,26 @@ pub fn binds(spec: &Spec) -> Vec<Bind> {
         .collect()
 }
 
+/// The masked paths.
+pub fn masked(spec: &Spec) -> impl Iterator<Item = &Path> {
+    spec.linux()
+        .as_ref()
+        .and_then(|l| l.masked_paths().as_ref())
+        .into_iter()
+        .flatten()
+        .map(Path::new)
+}
+
+/// The device files of a container: those that each has, and the spec's.
+#[must_use]
+pub fn devices(spec: &Spec) -> Vec<PathBuf> {
+    let own =
+        ["null", "zero", "full", "random", "urandom", "tty"].map(|n| Path::new("/dev").join(n));
+    let more = spec.linux().as_ref().and_then(|l| l.devices().as_ref());
+    let more = more.into_iter().flatten().map(|d| d.path().clone());
+    own.into_iter().chain(more).collect()
+}
+
 /// Where the spec mounts the cgroup file system, if at all.
 #[must_use]
 pub fn cgroup_mount(spec: &Spec) -> Option<PathBuf> {

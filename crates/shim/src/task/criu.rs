@@ -141,7 +141,30 @@ pub(super) fn outside_mounts(context: &Context) -> Result<Vec<Outside>, TaskErro
             });
         }
     }
+    // In a user namespace nobody can make devices: they are the node's, and so is the /dev/null
+    // that masks a file. CRIU passes over those that are not there.
+    if spec::namespace(&context.spec, LinuxNamespaceType::User) != spec::Namespace::Host {
+        let masks = spec::masked(&context.spec)
+            .map(|path| (path, Path::new("/dev/null")))
+            // A directory is masked by a tmpfs, which is the container's own.
+            .filter(|(path, _)| match path.strip_prefix("/") {
+                Ok(inside) if !of_the_kernel(path) => !rootfs.join(inside).is_dir(),
+                _ => !path.is_dir(),
+            });
+        let devices = spec::devices(&context.spec);
+        for (key, source) in masks.chain(devices.iter().map(|d| (d.as_path(), d.as_path()))) {
+            found.push(Outside {
+                key: text(key)?,
+                source: text(source)?,
+            });
+        }
+    }
     Ok(found)
+}
+
+/// Whether a container sees there what this host does.
+fn of_the_kernel(path: &Path) -> bool {
+    path.starts_with("/proc") || path.starts_with("/sys")
 }
 
 fn text(path: &Path) -> Result<String, TaskError> {
