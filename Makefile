@@ -63,6 +63,10 @@ bench: build release ## cryo beside the Go shim with runc, in the lab (root)
 conformance: build ## critest's specs with cryo and with the Go shim: docs/conformance.md (root, Go)
 	@target/debug/cryo-conformance
 
+.PHONY: compatibility
+compatibility: build ## what survives a checkpoint, with cryo and with the Go shim: docs/compatibility.md (root, Go)
+	@target/debug/cryo-compat
+
 .PHONY: lab
 lab: build ## start the lab's node-a: a containerd with this checkout's shim (root)
 	@hack/lab up node-a

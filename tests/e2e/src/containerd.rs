@@ -348,10 +348,27 @@ pub struct Container {
     pub id: String,
     #[prost(string, tag = "3")]
     pub image: String,
+    #[prost(message, optional, tag = "5")]
+    pub spec: Option<Any>,
     #[prost(string, tag = "6")]
     pub snapshotter: String,
     #[prost(string, tag = "7")]
     pub snapshot_key: String,
+}
+
+/// `google.protobuf.FieldMask`.
+#[derive(Clone, PartialEq, Message)]
+pub struct FieldMask {
+    #[prost(string, repeated, tag = "1")]
+    pub paths: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct UpdateContainerRequest {
+    #[prost(message, optional, tag = "1")]
+    pub container: Option<Container>,
+    #[prost(message, optional, tag = "2")]
+    pub update_mask: Option<FieldMask>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -700,6 +717,23 @@ impl Api {
         answer
             .container
             .ok_or_else(|| Status::internal("Get answered without a container"))
+    }
+
+    /// Gives a container the spec of this record.
+    pub async fn set_spec(&self, container: Container) -> Result<(), Status> {
+        let _: ContainerResponse = self
+            .rpc
+            .call(
+                "/containerd.services.containers.v1.Containers/Update",
+                UpdateContainerRequest {
+                    container: Some(container),
+                    update_mask: Some(FieldMask {
+                        paths: vec!["spec".into()],
+                    }),
+                },
+            )
+            .await?;
+        Ok(())
     }
 
     pub async fn remove_container(&self, id: &str) -> Result<(), Status> {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::Value;
 
 use crate::containerd::{
     Any, Api, CheckpointOptions, CreateTaskRequest, ExecRequest, RuncOptions, State,
@@ -443,6 +444,19 @@ impl Container {
             .await
             .with_context(|| format!("create the task of {}", self.id))?;
         Ok(output)
+    }
+
+    /// Changes the spec that the next task is created with.
+    ///
+    /// # Errors
+    /// The API's answers.
+    pub async fn edit_spec(&self, edit: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
+        let mut record = self.api.container(&self.id).await?;
+        let spec = record.spec.as_mut().context("a container without a spec")?;
+        let mut value = serde_json::from_slice(&spec.value).context("the spec")?;
+        edit(&mut value);
+        spec.value = value.to_string().into_bytes();
+        self.api.set_spec(record).await.context("set the spec")
     }
 
     /// The request that creates the task, without stdio.

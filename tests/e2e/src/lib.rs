@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod compat;
 pub mod conformance;
 pub mod containerd;
 pub mod context;

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod checkpoint;
+mod compat;
 mod conformance;
 mod cri;
 mod crictl;
@@ -78,7 +79,7 @@ async fn ended_with(
 }
 
 fn main() -> ExitCode {
-    cryo_e2e::runner::main(vec![
+    let mut tests = vec![
         test!(lifecycle::exit_codes_come_through_ctr),
         test!(lifecycle::a_signal_is_128_and_its_number),
         test!(lifecycle::short_lived_processes_start_before_they_exit),
@@ -287,5 +288,7 @@ fn main() -> ExitCode {
             .within(Duration::from_secs(400))
             .needs(CRITEST)
             .not_on_runc("`make conformance` runs critest against both"),
-    ])
+    ];
+    tests.extend(compat::tests());
+    cryo_e2e::runner::main(tests)
 }

@@ -1,0 +1,250 @@
+//! The table of cases.
+
+use serde_json::{Value, json};
+
+use super::{Case, Ground, Kind};
+
+/// A case of an ordinary container with nothing special.
+const TASK: Case = Case {
+    name: "",
+    title: "",
+    program: "",
+    kind: Kind::Task,
+    spec: |_, _| {},
+    open_tcp: false,
+    file_locks: false,
+    terminal: false,
+    neighbour: false,
+    exec: false,
+    known: &[],
+};
+
+/// All cases.
+pub const CASES: &[Case] = &[
+    Case {
+        name: "compat::descriptors",
+        title: "Descriptors and memory",
+        program: include_str!("programs/descriptors.py"),
+        spec: |spec, _| capabilities(spec, &["CAP_NET_ADMIN"]),
+        known: &[(
+            "eventfd that is a semaphore",
+            "CRIU 4.2 does not save the flag: it comes back as a plain eventfd.",
+        )],
+        ..TASK
+    },
+    Case {
+        name: "compat::processes",
+        title: "Processes and threads",
+        program: include_str!("programs/processes.py"),
+        exec: true,
+        known: &[(
+            "child in nanosleep that does not go on after EINTR",
+            "CRIU ends a sleep with EINTR; a program that does not sleep the rest goes on early.",
+        )],
+        ..TASK
+    },
+    Case {
+        name: "compat::terminal",
+        title: "Terminal",
+        program: include_str!("programs/terminal.py"),
+        spec: |spec, _| spec["process"]["terminal"] = true.into(),
+        terminal: true,
+        ..TASK
+    },
+    Case {
+        name: "compat::mounts",
+        title: "Mounts",
+        program: include_str!("programs/mounts.py"),
+        spec: |spec, _| {
+            spec["root"]["readonly"] = true.into();
+            push(&mut spec["linux"]["maskedPaths"], json!("/etc/passwd"));
+            push(&mut spec["linux"]["readonlyPaths"], json!("/mnt"));
+        },
+        known: &[(
+            "extended attributes on a tmpfs",
+            "CRIU packs a tmpfs with tar, without them.",
+        )],
+        ..TASK
+    },
+    Case {
+        name: "compat::binds",
+        title: "Binds with new sources",
+        program: include_str!("programs/binds.py"),
+        spec: |spec, ground| {
+            let folder = &ground.folder;
+            for (source, destination, options) in [
+                (format!("{folder}/which"), "/which", "rw"),
+                (folder.clone(), "/data", "rw"),
+                (format!("{folder}/inner"), "/data/inner", "ro"),
+                (format!("{folder}/inner"), "/readonly", "ro"),
+            ] {
+                bind(spec, &source, destination, options);
+            }
+            let tmpfs = json!({ "destination": "/data/tmp", "type": "tmpfs", "source": "tmpfs" });
+            push(&mut spec["mounts"], tmpfs);
+        },
+        ..TASK
+    },
+    Case {
+        name: "compat::rights",
+        title: "Rights",
+        program: include_str!("programs/rights.py"),
+        spec: |spec, _| {
+            spec["process"]["noNewPrivileges"] = true.into();
+            spec["process"]["user"]["additionalGids"] = json!([4321]);
+            spec["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "architectures": ["SCMP_ARCH_X86_64"],
+                "syscalls": [
+                    { "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 },
+                ],
+            });
+        },
+        ..TASK
+    },
+    Case {
+        name: "compat::user_namespace",
+        title: "User namespace",
+        program: include_str!("programs/userns.py"),
+        spec: |spec, _| {
+            push(&mut spec["linux"]["namespaces"], json!({ "type": "user" }));
+            let all = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+            spec["linux"]["uidMappings"] = all.clone();
+            spec["linux"]["gidMappings"] = all;
+        },
+        ..TASK
+    },
+    Case {
+        name: "compat::cgroups",
+        title: "Cgroups and limits",
+        program: include_str!("programs/cgroups.py"),
+        spec: |spec, ground| {
+            cgroup_mount(spec);
+            let (memory, pids, quota) = if ground.first {
+                (64 << 20, 50, 50_000)
+            } else {
+                (96 << 20, 60, 80_000)
+            };
+            let resources = &mut spec["linux"]["resources"];
+            resources["memory"] = json!({ "limit": memory });
+            resources["pids"] = json!({ "limit": pids });
+            resources["cpu"] = json!({ "quota": quota, "period": 100_000 });
+        },
+        ..TASK
+    },
+    Case {
+        name: "compat::cgroup_namespace",
+        title: "Cgroup namespace",
+        program: include_str!("programs/cgroupns.py"),
+        spec: |spec, _| {
+            cgroup_mount(spec);
+            push(
+                &mut spec["linux"]["namespaces"],
+                json!({ "type": "cgroup" }),
+            );
+        },
+        known: &[
+            (
+                "cgroup namespace of its own",
+                "CRIU makes no cgroup namespace where it does not manage cgroups, so the mounts would show the node's: refused before it runs.",
+            ),
+            (
+                "cgroup mount in it",
+                "CRIU makes no cgroup namespace where it does not manage cgroups, so the mounts would show the node's: refused before it runs.",
+            ),
+        ],
+        ..TASK
+    },
+    Case {
+        name: "compat::namespaces",
+        title: "Namespaces by path",
+        program: include_str!("programs/namespaces.py"),
+        spec: |spec, ground| {
+            for kind in ["network", "ipc", "uts"] {
+                join(spec, ground, kind);
+            }
+        },
+        neighbour: true,
+        ..TASK
+    },
+    Case {
+        name: "compat::pid_namespace",
+        title: "Pid namespace by path",
+        program: include_str!("programs/pidns.py"),
+        spec: |spec, ground| join(spec, ground, "pid"),
+        neighbour: true,
+        ..TASK
+    },
+    Case {
+        name: "compat::connections",
+        title: "Connections, with OpenTcp",
+        program: include_str!("programs/connections.py"),
+        spec: |spec, _| capabilities(spec, &["CAP_NET_ADMIN"]),
+        open_tcp: true,
+        ..TASK
+    },
+    Case {
+        name: "compat::locks",
+        title: "Locks, with FileLocks",
+        program: include_str!("programs/locks.py"),
+        file_locks: true,
+        ..TASK
+    },
+    Case {
+        name: "compat::pod",
+        title: "Pod of the kubelet, through CRI",
+        program: include_str!("programs/pod.py"),
+        kind: Kind::Pod,
+        known: &[(
+            "host name",
+            "CRIU writes the checkpoint's host name into the uts namespace that it joins, which is the pod's.",
+        )],
+        ..TASK
+    },
+];
+
+fn push(list: &mut Value, item: Value) {
+    if let Some(list) = list.as_array_mut() {
+        list.push(item);
+    }
+}
+
+fn bind(spec: &mut Value, source: &str, destination: &str, access: &str) {
+    let mount = json!({
+        "destination": destination,
+        "type": "bind",
+        "source": source,
+        "options": ["rbind", access],
+    });
+    push(&mut spec["mounts"], mount);
+}
+
+fn cgroup_mount(spec: &mut Value) {
+    let mount = json!({
+        "destination": "/sys/fs/cgroup",
+        "type": "cgroup",
+        "source": "cgroup",
+        "options": ["nosuid", "noexec", "nodev", "relatime", "ro"],
+    });
+    push(&mut spec["mounts"], mount);
+}
+
+fn capabilities(spec: &mut Value, more: &[&str]) {
+    for set in ["bounding", "effective", "permitted"] {
+        for name in more {
+            push(&mut spec["process"]["capabilities"][set], json!(name));
+        }
+    }
+}
+
+/// Gives the container the neighbour's namespace instead of one of its own.
+fn join(spec: &mut Value, ground: &Ground, kind: &str) {
+    let file = if kind == "network" { "net" } else { kind };
+    let path = format!("/proc/{}/ns/{file}", ground.neighbour);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut();
+    for namespace in namespaces.into_iter().flatten() {
+        if namespace["type"] == kind {
+            namespace["path"] = path.as_str().into();
+        }
+    }
+}
