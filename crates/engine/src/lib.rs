@@ -12,6 +12,7 @@ pub mod cgroup;
 mod client;
 mod console;
 mod copy;
+mod devices;
 mod exec;
 #[cfg(fuzzing)]
 pub mod fuzzing;

@@ -27,7 +27,7 @@ use crate::program::Program;
 use crate::protocol::{
     CreateOptions, Failure, FailureKind, HookPhase, MappedRoot, Reply, Request, Target,
 };
-use crate::{layers, mountpoint, mounts, resources, spec, userns};
+use crate::{devices, layers, mountpoint, mounts, resources, spec, userns};
 
 /// How long a start waits for the program.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(2);
@@ -85,6 +85,7 @@ fn create(
     cgroups
         .create()
         .map_err(|e| failure(FailureKind::Other, &e))?;
+    limit_devices(&cgroups, &spec)?;
     join_where_libcontainer_does_not(&cgroups)?;
     if !options.no_new_keyring {
         // Inherited by what is forked: else all containers share the shim's keys.
@@ -159,7 +160,7 @@ fn create(
             message: format!("the container's terminal did not come: {e}"),
         })?;
     // libcgroups leaves some limits of v2 out when it makes a container.
-    if let Some(wanted) = spec.linux().as_ref().and_then(|l| l.resources().as_ref())
+    if let Some(wanted) = resources_of(&spec)
         && cgroups.only_v2()
     {
         resources::limit(&cgroups, wanted).map_err(|e| failure(e.kind(), &e))?;
@@ -248,11 +249,20 @@ fn delete(target: &Target) -> Result<Reply, Failure> {
 
 fn limit(target: &Target) -> Result<Reply, Failure> {
     let spec = spec::load(&target.bundle).map_err(spec_failure)?;
-    if let Some(wanted) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
-        let cgroups = cgroups_of(&spec)?;
+    let cgroups = cgroups_of(&spec)?;
+    limit_devices(&cgroups, &spec)?;
+    if let Some(wanted) = resources_of(&spec) {
         resources::limit(&cgroups, wanted).map_err(|e| failure(e.kind(), &e))?;
     }
     Ok(Reply::Ok)
+}
+
+fn limit_devices(cgroups: &Cgroups, spec: &Spec) -> Result<(), Failure> {
+    devices::limit(cgroups, resources_of(spec)).map_err(|e| failure(FailureKind::Other, &e))
+}
+
+fn resources_of(spec: &Spec) -> Option<&LinuxResources> {
+    spec.linux().as_ref()?.resources().as_ref()
 }
 
 fn update(target: &Target, wanted: LinuxResources) -> Result<Reply, Failure> {

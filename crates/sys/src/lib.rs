@@ -1,6 +1,7 @@
 //! The system calls cryo needs; its only unsafe code.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod bpf;
 pub mod heap;
 pub mod inherited;
 pub mod loopback;
