@@ -39,6 +39,10 @@ demo: build ## a container freezes on one node and goes on counting on another (
 test: build ## all tests; those in the lab need root, or say that they were skipped
 	@hack/test
 
+.PHONY: test-vm
+test-vm: build ## end to end tests on Debian's kernel and cgroup v2, emulated by qemu (root; VM="FILTER...")
+	@hack/vm test $(VM)
+
 .PHONY: soak
 soak: build ## 200 pods' lives in the lab, then: did anything grow? (root; SOAK="--pods N --seed S")
 	@target/debug/cryo-soak $(SOAK)
