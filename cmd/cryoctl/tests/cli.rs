@@ -266,7 +266,9 @@ fn nothing_in_a_checkpoint_steers_the_terminal() {
 #[test]
 fn usage() {
     let here = Path::new("/");
-    let arguments: [&[&str]; 5] = [
+    let arguments: [&[&str]; 7] = [
+        &["failures", "--log"],
+        &["failures", "1", "--log", "--format", "json"],
         &[],
         &["unknown"],
         &["summary"],
@@ -285,7 +287,11 @@ fn usage() {
             "{outcome:?}"
         );
     }
-    for arguments in [["--help"].as_slice(), &["summary", "--help"]] {
+    for arguments in [
+        ["--help"].as_slice(),
+        &["summary", "--help"],
+        &["failures", "--help"],
+    ] {
         let outcome = cryoctl(here, arguments);
         assert_eq!(outcome.code, Some(0));
         assert!(outcome.stdout.contains("Exit codes:"), "{}", outcome.stdout);
@@ -304,9 +310,12 @@ fn manual_and_completions() {
         let outcome = cryoctl(directory.path(), ["completion", shell]);
         assert_eq!(outcome.code, Some(0));
         assert!(outcome.stdout.contains("summary"), "{shell}");
+        assert!(outcome.stdout.contains("failures"), "{shell}");
     }
     assert_eq!(cryoctl(directory.path(), ["man", "."]).code, Some(0));
-    assert!(directory.path().join("cryoctl-summary.1").is_file());
+    for page in ["cryoctl-summary.1", "cryoctl-failures.1"] {
+        assert!(directory.path().join(page).is_file(), "{page}");
+    }
     let outcome = cryoctl(directory.path(), ["man", "none"]);
     assert_eq!(
         outcome,
@@ -417,4 +426,108 @@ fn what_cannot_be_checked_has_its_own_exit_code() {
         assert!(outcome.stderr.starts_with(stderr), "{outcome:?}");
         assert_eq!(outcome.stdout, "");
     }
+}
+
+/// Two failures, of which the older has a log, and a container's name is hostile.
+fn kept(directory: &Path) {
+    let dir = directory.join("kept");
+    fs::create_dir(&dir).unwrap();
+    let record = |container: &str| {
+        serde_json::json!({
+            "time": "2026-11-23T14:40:00.123456789Z",
+            "operation": "dump",
+            "namespace": "k8s.io",
+            "container": container,
+            "cause": "a process holds a file lock",
+            "remedy": "allow it with file-locks",
+            "error": "criu dump failed",
+            "lines": ["Some file locks are hold"],
+        })
+    };
+    for (id, container) in [
+        ("100-dump-k8s.io-one", "one"),
+        ("200-dump-k8s.io-two", "t\u{1b}[2Jwo"),
+    ] {
+        let json = record(container).to_string();
+        fs::write(dir.join(format!("{id}.json")), json).unwrap();
+    }
+    fs::write(
+        dir.join("100-dump-k8s.io-one.log"),
+        "first\nse\u{9b}cond\n\u{ff}",
+    )
+    .unwrap();
+}
+
+#[test]
+fn failures_are_listed_and_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let done = |stdout: &str| Outcome {
+        code: Some(0),
+        stdout: stdout.to_owned(),
+        stderr: String::new(),
+    };
+    let list = ["failures", "--dir", "kept"];
+    assert_eq!(cryoctl(path, list), done("no failures are kept in kept\n"));
+    kept(path);
+    assert_eq!(
+        cryoctl(path, list),
+        done(
+            "\
+ID   TIME                 OPERATION  NAMESPACE  CONTAINER     CAUSE
+200  2026-11-23T14:40:00  dump       k8s.io     t\\u{1b}[2Jwo  a process holds a file lock
+100  2026-11-23T14:40:00  dump       k8s.io     one           a process holds a file lock
+"
+        )
+    );
+    assert_eq!(
+        cryoctl(path, ["failures", "--dir", "kept", "1"]),
+        done(
+            "\
+id:        100-dump-k8s.io-one
+time:      2026-11-23T14:40:00.123456789Z
+operation: dump
+namespace: k8s.io
+container: one
+cause:     a process holds a file lock
+remedy:    allow it with file-locks
+error:     criu dump failed
+criu's log:
+  Some file locks are hold
+"
+        )
+    );
+    assert_eq!(
+        cryoctl(path, ["failures", "--dir", "kept", "100", "--log"]),
+        done("first\nse\\u{9b}cond\n\u{ff}\n")
+    );
+    let outcome = cryoctl(path, ["failures", "--dir", "kept", "--format", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(json[1]["id"], "100-dump-k8s.io-one");
+    assert_eq!(json[1]["cause"], "a process holds a file lock");
+}
+
+#[test]
+fn failures_that_are_not_there_or_cannot_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    kept(path);
+    assert_eq!(
+        cryoctl(path, ["failures", "--dir", "kept", "3"]),
+        failed("error: no failure 3 is kept in kept: `cryoctl failures` lists what is\n")
+    );
+    assert_eq!(
+        cryoctl(path, ["failures", "--dir", "kept", ""]),
+        failed("error: 2 failures begin with : write more of it\n")
+    );
+    assert_eq!(
+        cryoctl(path, ["failures", "--dir", "kept", "200", "--log"]),
+        failed("error: criu left no log of 200-dump-k8s.io-two\n")
+    );
+    // One that is not ours does not hide the others.
+    symlink("/etc/passwd", path.join("kept/300.json")).unwrap();
+    let outcome = cryoctl(path, ["failures", "--dir", "kept"]);
+    assert_eq!(outcome.code, Some(1));
+    assert_eq!(outcome.stdout.lines().count(), 3, "{}", outcome.stdout);
+    assert_eq!(outcome.stderr, "error: kept/300.json is a symbolic link\n");
 }

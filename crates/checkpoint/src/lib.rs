@@ -21,8 +21,9 @@
 //!
 //! # What does I/O
 //!
-//! [`image_dir`] and [`summary`] open files, both through the private `flat` module. The rest
-//! is pure: [`tar_stream`] takes a reader, [`descriptors`] bytes.
+//! [`image_dir`] and [`summary`] open files, both through the private `flat` module; so does
+//! [`failures`], which tells of checkpoints that did not come to be. The rest is pure:
+//! [`tar_stream`] takes a reader, [`descriptors`] bytes.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -35,6 +36,7 @@
 )]
 
 pub mod descriptors;
+pub mod failures;
 mod flat;
 pub mod image_dir;
 pub mod layout;

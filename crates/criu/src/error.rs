@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use cryo_sys::spawn::{Exit, SpawnError};
 
-use crate::log::Diagnosis;
+use crate::log::{Cause, Diagnosis};
 use crate::probe::Version;
 use crate::request::BadOption;
 
@@ -107,7 +107,7 @@ pub enum CriuError {
     /// CRIU ended without an answer. After this a dump's tasks run on, for CRIU's code in them
     /// removes itself; a restore's half-made tasks may be left, of which only the root task is
     /// known here and killed.
-    #[error("criu died in a {operation} by {exit}{}", death_note(*exit, failure))]
+    #[error("criu died in a {operation} by {exit}{}", death_note(failure))]
     Died {
         /// In what.
         operation: Operation,
@@ -163,14 +163,12 @@ impl CriuError {
     }
 }
 
-fn death_note(exit: Exit, failure: &Failure) -> String {
-    if failure.diagnosis.line.is_some() || !failure.output.is_empty() {
+fn death_note(failure: &Failure) -> String {
+    let known = failure.diagnosis.cause == Cause::Killed;
+    if known || failure.diagnosis.line.is_some() || !failure.output.is_empty() {
         return format!(": {failure}");
     }
-    match exit {
-        Exit::Signal(9) => "; something killed it, perhaps for want of memory: try again".into(),
-        _ => "; it left no reason: try again, or try another version of it".into(),
-    }
+    "; it left no reason: try again, or try another version of it".into()
 }
 
 fn kill_note(killed: bool) -> &'static str {
@@ -178,5 +176,47 @@ fn kill_note(killed: bool) -> &'static str {
         " (criu had to be killed)"
     } else {
         ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::diagnose;
+
+    #[test]
+    fn an_old_criu_is_told_with_both_versions_and_a_remedy() {
+        let error = CriuError::TooOld {
+            path: "/usr/sbin/criu".into(),
+            found: Version::new(3, 17, 0),
+            minimum: Version::new(4, 0, 0),
+        };
+        assert_eq!(
+            error.to_string(),
+            "criu at /usr/sbin/criu is version 3.17, and at least 4.0 is needed; upgrade it, or set the path of another"
+        );
+    }
+
+    #[test]
+    fn a_killed_criu_is_told_as_killed() {
+        let died = |log: &str| CriuError::Died {
+            operation: Operation::Restore,
+            exit: Exit::Signal(9),
+            failure: Box::new(Failure {
+                diagnosis: diagnose(log).of_killed(),
+                errno: None,
+                output: String::new(),
+                log: None,
+            }),
+        };
+        let text = died("Error (criu/x.c:1): the last word").to_string();
+        assert_eq!(
+            text,
+            format!(
+                "criu died in a restore by signal 9: criu was killed (the last word); {}",
+                Cause::Killed.remedy()
+            )
+        );
+        assert!(died("").to_string().contains("criu was killed; try again"));
     }
 }

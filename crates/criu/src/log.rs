@@ -63,6 +63,8 @@ pub enum Cause {
     NetworkLock,
     /// An image is missing or damaged.
     BadImage,
+    /// The images are of a CRIU that is newer than this one.
+    NewerImages,
     /// The processor lacks what the tasks use.
     CpuMismatch,
     /// The tree shares a terminal or session with the outside.
@@ -85,6 +87,8 @@ pub enum Cause {
     NoProcess,
     /// A right is missing.
     NotPermitted,
+    /// CRIU itself was ended by a signal, whatever it had written before.
+    Killed,
     /// A callback refused.
     Refused,
     /// The request was not understood.
@@ -212,6 +216,10 @@ impl Cause {
                 "an image of the checkpoint is missing or damaged",
                 "use a complete copy of the checkpoint",
             ),
+            Self::NewerImages => (
+                "the checkpoint was made by a newer criu",
+                "upgrade criu here to at least the version that made it",
+            ),
             Self::CpuMismatch => (
                 "this processor lacks what the processes use",
                 "restore on a processor of the same kind",
@@ -256,6 +264,10 @@ impl Cause {
                 "the kernel does not permit criu what it needs",
                 "run the runtime as root with all capabilities",
             ),
+            Self::Killed => (
+                "criu was killed",
+                "try again; if it is killed again, look for what does it, as a lack of memory",
+            ),
             Self::Refused => ("the runtime refused to go on", "see its message"),
             Self::BadRequest => (
                 "criu did not accept the request",
@@ -281,6 +293,18 @@ pub struct Diagnosis {
     pub line: Option<String>,
     /// All error lines that say something, in order; bounded.
     pub lines: Vec<String>,
+}
+
+impl Diagnosis {
+    /// The same of a CRIU that was ended by a signal. What it wrote before need not be the
+    /// reason, so that is told beside the cause and does not decide it.
+    #[must_use]
+    pub fn of_killed(self) -> Self {
+        Self {
+            cause: Cause::Killed,
+            ..self
+        }
+    }
 }
 
 impl fmt::Display for Diagnosis {
@@ -459,6 +483,9 @@ const TABLE: &[(&[&str], Cause, bool)] = &[
     (&["Locking network failed"], Cause::NetworkLock, FIRST),
     (&["Locking connection failed"], Cause::NetworkLock, FIRST),
     (&["iptables-restore"], Cause::NetworkLock, SECOND),
+    (&["Not supported images version"], Cause::NewerImages, FIRST),
+    (&["cpu: FPU feature required by image"], Cause::CpuMismatch, FIRST),
+    (&["cpu: CPU xfeatures has unsupported"], Cause::CpuMismatch, FIRST),
     (&["CPU", "do not match run time"], Cause::CpuMismatch, FIRST),
     (&["CPU xsave"], Cause::CpuMismatch, FIRST),
     (&["CPU", "features are not"], Cause::CpuMismatch, FIRST),
@@ -658,8 +685,61 @@ mod tests {
                 "tty: Found dangling tty with sid 1 pgid 1 (pts) on peer fd 0.",
                 Cause::OrphanTerminal,
             ),
+            (
+                "Message reply from daemon is trimmed (8/56)",
+                Cause::UnsupportedFile,
+            ),
+            (
+                "page-xfer: Remote side closed connection",
+                Cause::PageServer,
+            ),
+            (
+                "apparmor LSM specified but apparmor not supported by kernel",
+                Cause::SecurityLabel,
+            ),
+            (
+                "selinux LSM specified but selinux not supported by kernel",
+                Cause::SecurityLabel,
+            ),
+            (
+                "mismatched lsm types and lsm profile specified",
+                Cause::SecurityLabel,
+            ),
+            ("Not supported images version 3", Cause::NewerImages),
+            (
+                "cpu: FPU feature required by image is not supported on host (fpu:1 fxsr:1 osxsave:1 xsaves:0)",
+                Cause::CpuMismatch,
+            ),
+            (
+                "cpu: CPU xsave size mismatch (2696/2440)",
+                Cause::CpuMismatch,
+            ),
+            (
+                "Locking connection failed using nftables",
+                Cause::NetworkLock,
+            ),
+            (
+                "net: Locking network failed: iptables-restore returned 1. This may be connected to disabled CONFIG_NETFILTER_XT_MARK kernel build config option.",
+                Cause::NetworkLock,
+            ),
+            (
+                "cg: Can't mount controller dir .criu.cgyard.x/cpu: Device or resource busy",
+                Cause::Cgroup,
+            ),
+            (
+                "Can't open /proc/12/stat on procfs: No such process",
+                Cause::NoProcess,
+            ),
+            (
+                "Can't set exe link: Operation not permitted",
+                Cause::NotPermitted,
+            ),
             ("something quite new", Cause::Unknown),
         ];
+        for (_, cause, _) in TABLE {
+            let tested = cases.iter().any(|(_, tested)| tested == cause);
+            assert!(tested, "no line of {cause:?} is tested");
+        }
         for (message, cause) in cases {
             let found = diagnose(&line(message));
             assert_eq!(found.cause, *cause, "{message}");
@@ -701,6 +781,21 @@ mod tests {
         // Nothing known: the first line that is not a mere "failed".
         let log = ["Dumping FAILED.", "the real thing"].map(line).concat();
         assert_eq!(diagnose(&log).line.as_deref(), Some("the real thing"));
+    }
+
+    #[test]
+    fn a_death_by_signal_is_the_cause_whatever_was_written() {
+        let log = line("Some file locks are hold by dumping tasks!");
+        let found = diagnose(&log).of_killed();
+        assert_eq!(found.cause, Cause::Killed);
+        let text = found.to_string();
+        assert!(
+            text.starts_with("criu was killed (Some file locks"),
+            "{text}"
+        );
+        // What its helper says of the death is no reason at all.
+        let found = diagnose(&line("cg: cgroupd: recv req error: Invalid argument")).of_killed();
+        assert_eq!((found.cause, found.line), (Cause::Killed, None));
     }
 
     #[test]

@@ -438,12 +438,19 @@ impl Worker {
                 operation,
                 failure: self.failure(log_file, response.cr_errno.filter(|e| *e != 0)),
             },
-            (Err(Talk::Closed), None) => CriuError::Died {
-                operation,
+            (Err(Talk::Closed), None) => {
                 // Unknown only where somebody else reaped it.
-                exit: exit.unwrap_or(Exit::Code(-1)),
-                failure: self.failure(log_file, None),
-            },
+                let exit = exit.unwrap_or(Exit::Code(-1));
+                let mut failure = self.failure(log_file, None);
+                if let Exit::Signal(_) = exit {
+                    failure.diagnosis = failure.diagnosis.of_killed();
+                }
+                CriuError::Died {
+                    operation,
+                    exit,
+                    failure,
+                }
+            }
         }
     }
 

@@ -294,7 +294,7 @@ fn push_value(out: &mut String, value: &str, always: bool) {
 }
 
 /// A time as RFC 3339 with nanoseconds, in UTC.
-struct Rfc3339(SystemTime);
+pub(crate) struct Rfc3339(pub(crate) SystemTime);
 
 impl fmt::Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

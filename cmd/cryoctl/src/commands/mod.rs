@@ -2,6 +2,7 @@
 
 mod check;
 mod completion;
+mod failures;
 mod man;
 mod summary;
 
@@ -11,7 +12,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::failure::Failure;
 
-/// Read checkpoints of containers, and check what can be checkpointed.
+/// Read checkpoints of containers, check what can be checkpointed, and see what failed.
 ///
 /// A checkpoint is an archive as containerd's CRI, CRI-O and Podman write it, the same unpacked,
 /// or an image directory as `ctr task checkpoint --image-path` writes it.
@@ -31,13 +32,14 @@ pub(crate) struct Cryoctl {
 const EXIT_CODES: &str = "\
 Exit codes:
   0  it was done
-  1  the checkpoint is damaged, incomplete, unsafe or cannot be read; stderr says why
+  1  what was asked for is damaged, incomplete, unsafe or cannot be read; stderr says why
   2  the command line is wrong";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Summary(summary::Summary),
     Check(check::Check),
+    Failures(failures::Failures),
     Completion(completion::Completion),
     Man(man::Man),
 }
@@ -48,6 +50,7 @@ impl Cryoctl {
         match self.command {
             Command::Check(command) => return command.run(),
             Command::Summary(command) => command.run(),
+            Command::Failures(command) => command.run(),
             Command::Completion(command) => command.run(),
             Command::Man(command) => command.run(),
         }?;

@@ -133,6 +133,7 @@ impl Actor {
                 matches!(self.state.busy(), Some(Op::Pause | Op::Checkpoint))
             }
             Command::Pause(_) | Command::Checkpoint(..) => self.execs.any_starting(),
+            Command::ResumeDue(_) => self.state.busy().is_some(),
             _ => false,
         }
     }
@@ -181,6 +182,11 @@ impl Actor {
                     held.overdue = true;
                 }
                 self.tell_exit();
+            }
+            Command::ResumeDue(paused_at) => {
+                if self.paused_at == Some(paused_at) {
+                    self.resume_for_client();
+                }
             }
             Command::Done(done) => return self.done(done),
         }
@@ -321,6 +327,17 @@ impl Actor {
         );
     }
 
+    /// Does for the client of a checkpoint what it cannot any more.
+    fn resume_for_client(&mut self) {
+        if self.state.phase() == Phase::Paused {
+            tracing::warn!(
+                id = self.context.id(),
+                "the checkpoint's client is late or gone: resuming for it"
+            );
+            self.switch(Op::Resume, exec::unheard());
+        }
+    }
+
     fn checkpoint(&mut self, request: CheckpointRequest, reply: Reply<()>) {
         let paused = self.state.phase() == Phase::Paused;
         if let Err(error) = self.begin(Op::Checkpoint) {
@@ -348,6 +365,7 @@ impl Actor {
             },
             move |result| Done::Checkpointed {
                 path,
+                resume_due: deadline.filter(|_| made_for_it),
                 abandoned: made_for_it
                     && (deadline.is_some_and(|deadline| deadline <= Instant::now())
                         || client_gone.is_some_and(|client| client.is_triggered())),
@@ -544,6 +562,7 @@ impl Actor {
             Done::Checkpointed {
                 path,
                 abandoned,
+                resume_due,
                 result,
                 reply,
             } => {
@@ -553,12 +572,16 @@ impl Actor {
                 self.state.end(result.is_ok());
                 answer(reply, result);
                 self.tell_exit();
-                if abandoned && self.state.phase() == Phase::Paused {
-                    tracing::warn!(
-                        id = self.context.id(),
-                        "the checkpoint's client is late or gone: resuming for it"
-                    );
-                    self.switch(Op::Resume, exec::unheard());
+                if abandoned {
+                    self.resume_for_client();
+                } else if let (Some(due), Some(paused_at)) = (resume_due, self.paused_at) {
+                    let outbox = self.outbox.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep_until(due.into()).await;
+                        if let Some(outbox) = outbox.upgrade() {
+                            let _ = outbox.send(Command::ResumeDue(paused_at)).await;
+                        }
+                    });
                 }
             }
             Done::Deleted { result, reply } => {

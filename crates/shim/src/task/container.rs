@@ -83,6 +83,8 @@ pub(super) enum Command {
     Exited(Exit),
     /// The execs had their time.
     TellExit,
+    /// The client of a checkpoint, that paused at this time for it, had its time.
+    ResumeDue(Instant),
     Done(Done),
 }
 
@@ -101,6 +103,8 @@ pub(super) enum Done {
         path: PathBuf,
         /// Nobody is left to resume what was paused for it.
         abandoned: bool,
+        /// After this nobody is.
+        resume_due: Option<Instant>,
         result: Result<(), TaskError>,
         reply: Reply<()>,
     },

@@ -60,21 +60,22 @@ impl WorkDir {
     /// The error that containerd gets, with the log kept for those who want more.
     pub(super) fn failed(&self, context: &Context, operation: &str, error: CriuError) -> TaskError {
         let log = self.0.join(format!("{operation}.log"));
-        let kept = failures::keep(
-            Path::new(failures::DIR),
-            &log,
-            operation,
-            &context.shared.namespace,
-            context.id(),
-        );
         if matches!(error, CriuError::Died { .. }) {
             remove_mount_roots();
         }
-        let mut error = from_criu(error);
-        if let Some(kept) = kept {
-            error = error.with_note(&format!("full log: {}", kept.display()));
+        let diagnosis = error.failure().map(|f| f.diagnosis.clone());
+        let error = from_criu(error);
+        let record = failures::record(
+            operation,
+            &context.shared.namespace,
+            context.id(),
+            diagnosis.as_ref(),
+            &error.to_string(),
+        );
+        match failures::keep(Path::new(failures::DIR), &record, &log) {
+            Some(log) => error.with_note(&format!("full log: {}", log.display())),
+            None => error,
         }
-        error
     }
 }
 
@@ -190,7 +191,7 @@ pub(super) fn from_criu(error: CriuError) -> TaskError {
         _ => match error.failure().map(|f| f.diagnosis.cause) {
             Some(Cause::DiskFull) => TaskError::ResourceExhausted(text),
             Some(Cause::FreezeTimeout) => TaskError::Unavailable(text),
-            Some(Cause::Unknown) | None => TaskError::Internal(text),
+            Some(Cause::Unknown | Cause::Killed) | None => TaskError::Internal(text),
             // Something about the container or the node has to change first.
             Some(_) => TaskError::FailedPrecondition(text),
         },

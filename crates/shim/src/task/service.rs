@@ -424,7 +424,7 @@ fn exec_request(request: api::ExecProcessRequest) -> Result<ExecRequest, TaskErr
 }
 
 /// Dropped before the answer it says that the client has gone: ttrpc drops a
-/// handler with its connection.
+/// handler with its connection, and at its deadline.
 struct ClientWatch {
     gone: Arc<Abort>,
     answered: bool,
@@ -612,11 +612,23 @@ impl Task for Service {
 
     async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<Empty> {
         let service = self.clone();
-        guarded("Pause", async move {
-            service.find(&req.id)?.pause().await?;
+        let watch = ClientWatch::new()?;
+        let client_gone = Arc::clone(&watch.gone);
+        let answer = guarded("Pause", async move {
+            let container = service.find(&req.id)?;
+            container.pause().await?;
+            // Who does not hear of the pause does not resume either.
+            if client_gone.is_triggered() {
+                container.resume().await?;
+                return Err(TaskError::Canceled(
+                    "the client did not wait for the pause: it is undone".to_owned(),
+                ));
+            }
             Ok::<_, TaskError>(Empty::new())
         })
-        .await
+        .await;
+        watch.answered();
+        answer
     }
 
     async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<Empty> {

@@ -7,9 +7,11 @@ use cryo_e2e::containerd::{CheckpointOptions, State};
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::{Node, NodeConfig};
 use cryo_e2e::workload::{BUSYBOX, COUNTER, PYTHON, consecutive, goes_on, heap, numbers};
+use rustix::process::{Signal, kill_process};
 use tonic::{Code, Status};
 
 use crate::checkpoint::{flat_names, is_checkpoint};
+use crate::restart::stop_criu;
 
 /// Checks that a call was refused with one of these codes.
 pub(crate) fn refused<T>(
@@ -310,6 +312,117 @@ pub(crate) async fn a_deadline_does_not_leave_the_container_frozen(
     Ok(())
 }
 
+pub(crate) async fn a_deadline_before_the_resume_thaws(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let image = cx.folder(node, "image")?;
+    container.api.pause(&container.id).await?;
+    let options = CheckpointOptions {
+        image_path: image.clone(),
+        ..Default::default()
+    };
+    let deadline = Duration::from_secs(8);
+    container
+        .api
+        .checkpoint_within(&container.id, options, deadline)
+        .await?;
+    // The client is gone before its Resume, and its deadline passes.
+    container.wait_for(State::Running).await?;
+    unharmed(&container, &output).await?;
+    is_checkpoint(node, &image)?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// Checkpoints through `ctr` while criu is held up, as a client that can be killed.
+struct HeldUp {
+    criu: rustix::process::Pid,
+    client: tokio::task::JoinHandle<anyhow::Result<cryo_e2e::lab::Finished>>,
+}
+
+impl HeldUp {
+    /// `timeout` is the client's own, 0 for none.
+    async fn checkpoint(
+        container: &Container,
+        image: &str,
+        timeout: &'static str,
+    ) -> anyhow::Result<Self> {
+        let (node, id, image) = (
+            container.node.clone(),
+            container.id.clone(),
+            image.to_owned(),
+        );
+        let client = tokio::spawn(async move {
+            let ctr = ["ctr", "--timeout", timeout, "task", "checkpoint"];
+            let command = [&ctr[..], &["--image-path", &image, &id]].concat();
+            node.exec(&command).await
+        });
+        let criu = stop_criu(&container.node).await?;
+        Ok(Self { criu, client })
+    }
+
+    fn let_go(&self) -> anyhow::Result<()> {
+        kill_process(self.criu, Signal::CONT)?;
+        Ok(())
+    }
+}
+
+pub(crate) async fn a_second_checkpoint_at_once_is_refused(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let image = cx.folder(node, "image")?;
+    let first = HeldUp::checkpoint(&container, &image, "0").await?;
+    let second = cx.folder(node, "second")?;
+    let answer = checkpoint(&container, &second).await;
+    first.let_go()?;
+    explained(
+        &cx,
+        answer,
+        &[Code::Aborted],
+        &["checkpoint", "under way", "try again"],
+    )?;
+    // The first is not disturbed.
+    first.client.await??.success()?;
+    is_checkpoint(node, &image)?;
+    ensure!(
+        flat_names(&node.host(&second))?.is_empty(),
+        "files of the refused checkpoint were left"
+    );
+    container.wait_for(State::Running).await?;
+    unharmed(&container, &output).await?;
+    container.checkpoint(&second, false).await?;
+    is_checkpoint(node, &second)?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// containerd does not say that its client is gone: what is left is the client's deadline.
+pub(crate) async fn the_client_killed_in_a_dump(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let image = cx.folder(node, "image")?;
+    let held_up = HeldUp::checkpoint(&container, &image, "6s").await?;
+    let clients = node.processes("ctr");
+    for pid in &clients {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
+            kill_process(pid, Signal::KILL)?;
+        }
+    }
+    held_up.let_go()?;
+    ensure!(!clients.is_empty(), "no ctr was seen");
+    let _killed = held_up.client.await?;
+    container.wait_for(State::Running).await?;
+    unharmed(&container, &output).await?;
+    let again = cx.folder(node, "again")?;
+    container.checkpoint(&again, false).await?;
+    is_checkpoint(node, &again)?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
 pub(crate) async fn a_stopped_process_is_refused(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     // CRIU, tracing it in a frozen v1 cgroup, would wait until somebody thaws.
@@ -424,6 +537,22 @@ fn hunt(node: &Node, after: Duration) -> tokio::task::JoinHandle<usize> {
     })
 }
 
+/// Checks that the node keeps the failure of a container, with this cause and a remedy.
+fn kept(node: &Node, id: &str, cause: &str) -> anyhow::Result<()> {
+    let mut causes = Vec::new();
+    for entry in std::fs::read_dir(node.host("/var/lib/cryo/failures"))? {
+        let path = entry?.path();
+        let name = path.to_string_lossy();
+        if name.contains(id) && name.ends_with(".json") {
+            let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+            ensure!(record["remedy"].is_string(), "no remedy in {record}");
+            causes.push(record["cause"].clone());
+        }
+    }
+    ensure!(causes == [cause], "kept of {id}: {causes:?}");
+    Ok(())
+}
+
 pub(crate) async fn criu_killed_in_a_dump(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     let (container, output) = large(&cx, node, 400).await?;
@@ -441,6 +570,7 @@ pub(crate) async fn criu_killed_in_a_dump(cx: Context) -> anyhow::Result<()> {
     if cx.differs("runc leaves the tasks that criu had seized and frozen as they are") {
         return Ok(());
     }
+    kept(node, &container.id, "criu was killed")?;
     unharmed(&container, &output).await?;
     let left = flat_names(&node.host(&image)).unwrap_or_default();
     ensure!(left.is_empty(), "a partial checkpoint was left: {left:?}");
@@ -482,10 +612,22 @@ pub(crate) async fn criu_killed_in_a_restore(cx: Context) -> anyhow::Result<()> 
 }
 
 pub(crate) async fn the_shim_killed(cx: Context) -> anyhow::Result<()> {
+    shim_killed(&cx, false).await
+}
+
+/// What a dead shim left frozen is found, thawed and ended.
+pub(crate) async fn the_shim_killed_while_frozen(cx: Context) -> anyhow::Result<()> {
+    shim_killed(&cx, true).await
+}
+
+async fn shim_killed(cx: &Context, frozen: bool) -> anyhow::Result<()> {
     let node = cx.a()?;
     let events = cx.events(node).await?;
     let (container, output) = cx.shell(node, COUNTER).await?;
     output.count_to(2).await?;
+    if frozen {
+        container.api.pause(&container.id).await?;
+    }
     let pid = container.api.get(&container.id).await?.pid;
     let killed = node.kill_shims_of(&container.id)?;
     ensure!(killed > 0, "the shim of {} was not found", container.id);

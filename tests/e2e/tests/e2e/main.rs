@@ -241,6 +241,14 @@ fn main() -> ExitCode {
             "containerd resumes with the context that has expired, and the Go shim does not \
              thaw by itself: the container stays frozen (reference/containerd.md 0, 14)",
         ),
+        test!(failures::a_deadline_before_the_resume_thaws)
+            .fails_on_runc("nobody resumes: the container stays frozen"),
+        test!(failures::a_second_checkpoint_at_once_is_refused)
+            .alone()
+            .not_on_runc("what the Go shim makes of two at once is not compared"),
+        test!(failures::the_client_killed_in_a_dump)
+            .alone()
+            .not_on_runc("what the Go shim makes of it is not compared"),
         test!(failures::a_stopped_process_is_refused)
             .not_on_runc("criu waits for the stopped process, for ever, with the container frozen"),
         test!(preflight::obstacles_are_told_by_name).not_on_runc(NO_PREFLIGHT),
@@ -264,6 +272,7 @@ fn main() -> ExitCode {
              and no later restore under that id works",
             ),
         test!(failures::the_shim_killed).alone(),
+        test!(failures::the_shim_killed_while_frozen).alone(),
         test!(hostile::more_rights_are_refused),
         test!(hostile::the_nodes_namespaces_are_refused),
         test!(hostile::other_mounts_are_refused),

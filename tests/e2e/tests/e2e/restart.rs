@@ -150,7 +150,7 @@ pub(crate) async fn restored_containers_live_through_it(cx: Context) -> anyhow::
 }
 
 /// Stops the first `criu` of the node that appears, which holds the operation up.
-async fn stop_criu(node: &Node) -> anyhow::Result<Pid> {
+pub(crate) async fn stop_criu(node: &Node) -> anyhow::Result<Pid> {
     let end = std::time::Instant::now() + Duration::from_secs(15);
     loop {
         if let Some(pid) = node.processes("criu").first()
