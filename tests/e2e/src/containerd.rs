@@ -506,19 +506,6 @@ impl Api {
             .await
     }
 
-    pub async fn close_exec_stdin(&self, id: &str, exec_id: &str) -> Result<(), Status> {
-        let request = CloseIoRequest {
-            container_id: id.into(),
-            exec_id: exec_id.into(),
-            stdin: true,
-        };
-        let _: Empty = self
-            .rpc
-            .call("/containerd.services.tasks.v1.Tasks/CloseIO", request)
-            .await?;
-        Ok(())
-    }
-
     pub async fn delete(&self, id: &str) -> Result<DeleteResponse, Status> {
         self.rpc
             .call("/containerd.services.tasks.v1.Tasks/Delete", process(id))
