@@ -12,8 +12,18 @@ const V1: &str = "1 0 0:1 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n
                   3 0 0:3 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n";
 const V2: &str = "1 0 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
 
+/// What becomes of a cgroup mount.
+enum CgroupMount {
+    /// It is left as it is.
+    None,
+    /// By binds.
+    Replaced,
+    /// Its folders become read-only paths.
+    ReadOnly,
+}
+
 /// What `adapt` may change, made alike in both.
-fn blank(mut spec: Spec, cgroup_mount: bool) -> Spec {
+fn blank(mut spec: Spec, cgroup_mount: CgroupMount) -> Spec {
     if let Some(root) = spec.root_mut() {
         root.set_path("/".into());
     }
@@ -26,8 +36,16 @@ fn blank(mut spec: Spec, cgroup_mount: bool) -> Spec {
         let word = linux.rootfs_propagation().clone();
         linux.set_rootfs_propagation(word.map(|w| w.trim_start_matches('r').to_owned()));
     }
-    if cgroup_mount {
-        spec.set_mounts(None);
+    match cgroup_mount {
+        CgroupMount::None => {}
+        CgroupMount::Replaced => {
+            spec.set_mounts(None);
+        }
+        CgroupMount::ReadOnly => {
+            if let Some(linux) = spec.linux_mut() {
+                linux.set_readonly_paths(None);
+            }
+        }
     }
     spec
 }
@@ -51,16 +69,17 @@ fuzz_target!(|json: &[u8]| {
         spec::terminal(&spec),
         spec::outside(&spec, spec::user(&spec)),
     );
-    let joined = matches!(
-        spec::namespace(&spec, LinuxNamespaceType::Pid),
-        Namespace::Path(_)
-    );
+    let own = spec::namespace(&spec, LinuxNamespaceType::Cgroup) == Namespace::New;
     for mountinfo in [V1, V2] {
         let mut adapted = spec.clone();
         let hierarchies = cgroup::parse_hierarchies(mountinfo);
         if fuzzing::adapt(&mut adapted, hierarchies).is_ok() {
-            let binds = joined && spec::cgroup_mount(&spec).is_some() && mountinfo == V1;
-            assert_eq!(blank(adapted, binds), blank(spec.clone(), binds));
+            let change = || match spec::cgroup_mount(&spec) {
+                Some(_) if mountinfo == V1 && own => CgroupMount::ReadOnly,
+                Some(_) if mountinfo == V1 => CgroupMount::Replaced,
+                _ => CgroupMount::None,
+            };
+            assert_eq!(blank(adapted, change()), blank(spec.clone(), change()));
         }
     }
     if let Some(process) = spec.process() {

@@ -38,6 +38,7 @@ fn to_toml(options: &RuntimeOptions) -> String {
         io_gid,
         systemd_cgroup,
         criu_work_path,
+        root,
     } = options;
     let mut table = toml::Table::new();
     for (key, value) in [
@@ -48,6 +49,7 @@ fn to_toml(options: &RuntimeOptions) -> String {
         ("IoGid", toml::Value::Integer((*io_gid).into())),
         ("SystemdCgroup", systemd_cgroup.to_owned().into()),
         ("CriuWorkPath", criu_work_path.as_str().into()),
+        ("Root", root.as_str().into()),
     ] {
         table.insert(key.into(), value);
     }
