@@ -364,9 +364,7 @@ impl<'a> Exec<'a> {
         if let (Some(mut pipe), Some(stdin)) = (pipe, stdin) {
             pipe.write_all(stdin)?;
             drop(pipe);
-            api.close_stdin(container, &name)
-                .await
-                .context("CloseIO")?;
+            api.close_stdin(container, &name).await.context("CloseIO")?;
         }
         Ok(Self {
             api,
