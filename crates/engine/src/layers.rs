@@ -7,9 +7,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use cryo_sys::namespace;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::FsOpenFlags;
 
-use crate::private::{Private, copy_of};
+use crate::private::{Private, copy_of, mount_of};
 use crate::protocol::MappedRoot;
 use crate::userns;
 
@@ -55,11 +55,5 @@ pub(crate) fn mount(root: &MappedRoot, dir: &Path) -> io::Result<OwnedFd> {
             None => rustix::mount::fsconfig_set_flag(fs.as_fd(), option.as_str())?,
         }
     }
-    rustix::mount::fsconfig_create(fs.as_fd())?;
-    let tree = rustix::mount::fsmount(
-        fs.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )?;
-    Ok(tree)
+    mount_of(fs.as_fd())
 }

@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use cryo_sys::namespace;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::FsOpenFlags;
 
 use crate::copy::copy_dir;
-use crate::private::{Private, copy_of};
+use crate::private::{Private, copy_of, mount_of};
 use crate::spec::Namespace;
 use crate::{mountpoint, spec, userns};
 
@@ -224,12 +224,7 @@ fn tmpfs(mount: &Mount, below: Option<&OwnedFd>, spec: &Spec) -> io::Result<Owne
             None => rustix::mount::fsconfig_set_flag(fs.as_fd(), option.as_str())?,
         }
     }
-    rustix::mount::fsconfig_create(fs.as_fd())?;
-    let tree = rustix::mount::fsmount(
-        fs.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )?;
+    let tree = mount_of(fs.as_fd())?;
     let root = File::from(rustix::fs::openat(
         &tree,
         c".",

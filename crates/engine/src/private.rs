@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use cryo_sys::namespace;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{
+    FsMountFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+};
 
 /// A folder whose mounts nobody else sees.
 #[derive(Debug)]
@@ -58,6 +60,13 @@ pub(crate) fn copy_of(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     Ok(rustix::mount::open_tree(CWD, path, flags)?)
+}
+
+/// The detached mount of a file system, once all its options are said.
+pub(crate) fn mount_of(fs: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    rustix::mount::fsconfig_create(fs)?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    Ok(rustix::mount::fsmount(fs, flags, MountAttrFlags::empty())?)
 }
 
 #[cfg(test)]
