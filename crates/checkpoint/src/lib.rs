@@ -40,5 +40,6 @@ pub mod failures;
 mod flat;
 pub mod image_dir;
 pub mod layout;
+pub mod oci;
 pub mod summary;
 pub mod tar_stream;
