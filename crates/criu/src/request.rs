@@ -362,6 +362,9 @@ pub struct RestoreOptions {
     pub inherit_fds: Vec<(String, OwnedFd)>,
     /// Namespaces to join.
     pub join_ns: Vec<JoinNs>,
+    /// The cgroup namespace of the worker, which what it restores inherits: CRIU makes none
+    /// under [`CgMode::Ignore`].
+    pub cgroup_namespace: Option<OwnedFd>,
     /// What to do with cgroups.
     pub cgroups: CgMode,
     /// Where the container's cgroup tree goes.
@@ -407,6 +410,7 @@ impl RestoreOptions {
             external: Vec::new(),
             inherit_fds: Vec::new(),
             join_ns: Vec::new(),
+            cgroup_namespace: None,
             cgroups: CgMode::Ignore,
             cgroup_roots: Vec::new(),
             empty_netns: false,

@@ -209,7 +209,11 @@ impl Criu {
         let passed = collect(Operation::Dump, passed)?;
         let dir = open_work_dir(Operation::Dump, &options.work_dir)?;
         let request = request(&options, dir.1.as_raw_fd())?;
-        let mut worker = Worker::launch(self, Operation::Dump, Some(dir), passed, None)?;
+        let place = Place {
+            work_dir: Some(dir),
+            ..Place::default()
+        };
+        let mut worker = Worker::launch(self, Operation::Dump, place, passed)?;
         // Only CRIU holds it now: when it dies, its other end sees that.
         options.page_server = None;
         worker.run(&request, &options.log_file, notify, control)
@@ -243,10 +247,14 @@ impl Criu {
     ) -> Result<RestoreResult, CriuError> {
         let operation = Operation::Restore;
         let passed = collect(operation, options.inherit_fds.iter().map(|(_, fd)| dup(fd)))?;
-        let mounts = options.mounts.take();
         let dir = open_work_dir(operation, &options.work_dir)?;
         let request = options.request(dir.1.as_raw_fd())?;
-        let mut worker = Worker::launch(self, operation, Some(dir), passed, mounts)?;
+        let place = Place {
+            work_dir: Some(dir),
+            cgroup_namespace: options.cgroup_namespace.take(),
+            mounts: options.mounts.take(),
+        };
+        let mut worker = Worker::launch(self, operation, place, passed)?;
         let response = worker.run(&request, &options.log_file, notify, control)?;
         match response.restore.map(|r| r.pid) {
             Some(pid) if pid > 0 => Ok(RestoreResult { pid }),
@@ -261,7 +269,7 @@ impl Criu {
         requests: &[CriuReq],
         control: &Control<'_>,
     ) -> Result<Vec<CriuResp>, CriuError> {
-        let mut worker = Worker::launch(self, Operation::Probe, None, Vec::new(), None)?;
+        let mut worker = Worker::launch(self, Operation::Probe, Place::default(), Vec::new())?;
         let mut answers = Vec::new();
         for request in requests {
             match worker.talk(request, &mut (), control) {
@@ -305,6 +313,14 @@ fn open_work_dir(operation: Operation, path: &Path) -> Result<(PathBuf, OwnedFd)
     }
 }
 
+/// Where a worker runs; by default, where this process does.
+#[derive(Default)]
+struct Place {
+    work_dir: Option<(PathBuf, OwnedFd)>,
+    cgroup_namespace: Option<OwnedFd>,
+    mounts: Option<MountPlan>,
+}
+
 /// Why we want it to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ending {
@@ -333,10 +349,14 @@ impl Worker {
     fn launch(
         criu: &Criu,
         operation: Operation,
-        work_dir: Option<(PathBuf, OwnedFd)>,
+        place: Place,
         passed: Vec<OwnedFd>,
-        mounts: Option<MountPlan>,
     ) -> Result<Self, CriuError> {
+        let Place {
+            work_dir,
+            cgroup_namespace,
+            mounts,
+        } = place;
         let io = |what: &str| {
             let what = what.to_owned();
             move |source| CriuError::Io {
@@ -369,6 +389,9 @@ impl Worker {
             None => File::open("/").map(Into::into),
         };
         spawn = spawn.cwd(dir.map_err(io("open its directory"))?);
+        if let Some(namespace) = cgroup_namespace {
+            spawn = spawn.namespace(namespace);
+        }
         if let Some(plan) = mounts {
             spawn = spawn.mounts(plan);
         }

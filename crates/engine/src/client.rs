@@ -135,6 +135,13 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// When a limit is refused.
     fn limit(&self, target: &Target) -> Result<(), Error>;
 
+    /// Makes a cgroup namespace whose roots are cgroups that the caller made.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; nothing is left behind.
+    fn cgroup_namespace(&self, target: &Target) -> Result<OwnedFd, Error>;
+
     /// Writes other limits into the cgroups of a container that lives. A later
     /// restore goes by its own spec, not by these.
     ///
@@ -227,6 +234,13 @@ impl Zygote {
         }
     }
 
+    fn call_for_fd(&self, request: &Request) -> Result<OwnedFd, Error> {
+        let (_, fds) = self.call(request, &[])?;
+        fds.into_iter()
+            .next()
+            .ok_or_else(|| io::Error::other("the worker sent no descriptor").into())
+    }
+
     /// The next answer. The container's init inherits the call socket, so its
     /// end says nothing; the zygote's own end does.
     fn receive(&self, call: BorrowedFd<'_>) -> Result<(Answer, Vec<OwnedFd>), Error> {
@@ -284,10 +298,7 @@ impl Engine for Zygote {
             root: root.clone(),
             dir: dir.to_owned(),
         };
-        let (_, fds) = self.call(&request, &[])?;
-        fds.into_iter()
-            .next()
-            .ok_or_else(|| io::Error::other("the worker sent no mount").into())
+        self.call_for_fd(&request)
     }
 
     fn exec(
@@ -345,6 +356,12 @@ impl Engine for Zygote {
             &[],
         )
         .map(drop)
+    }
+
+    fn cgroup_namespace(&self, target: &Target) -> Result<OwnedFd, Error> {
+        self.call_for_fd(&Request::CgroupNamespace {
+            target: target.clone(),
+        })
     }
 
     fn update(&self, target: &Target, resources: &LinuxResources) -> Result<(), Error> {

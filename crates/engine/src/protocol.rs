@@ -71,6 +71,12 @@ pub enum Request {
         /// The container.
         target: Target,
     },
+    /// Make a cgroup namespace whose roots are the container's cgroups. It comes
+    /// with the reply.
+    CgroupNamespace {
+        /// The container.
+        target: Target,
+    },
     /// Write other limits than the spec's into the container's cgroups. What is
     /// not named stays as it is.
     Update {
@@ -212,6 +218,7 @@ mod tests {
                 },
                 Request::Delete { target: target.clone() },
                 Request::Limit { target: target.clone() },
+                Request::CgroupNamespace { target: target.clone() },
                 Request::Update { target: target.clone(), resources: Box::default() },
                 Request::MountRoot {
                     root: MappedRoot {

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use cryo_sys::namespace::unshare_cgroups;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
@@ -48,6 +49,7 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<Own
         Request::Start { target } => start(&target).map(alone),
         Request::Delete { target } => delete(&target).map(alone),
         Request::Limit { target } => limit(&target).map(alone),
+        Request::CgroupNamespace { target } => cgroup_namespace(&target),
         Request::Update { target, resources } => update(&target, *resources).map(alone),
         Request::MountRoot { root, dir } => mount_root(&root, &dir),
         Request::Hooks {
@@ -255,6 +257,20 @@ fn limit(target: &Target) -> Result<Reply, Failure> {
         resources::limit(&cgroups, wanted).map_err(|e| failure(e.kind(), &e))?;
     }
     Ok(Reply::Ok)
+}
+
+/// The worker goes where the container will be: its end takes it out again.
+fn cgroup_namespace(target: &Target) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    let spec = spec::load(&target.bundle).map_err(spec_failure)?;
+    cgroups_of(&spec)?
+        .join(std::process::id())
+        .map_err(|e| failure(FailureKind::Other, &e))?;
+    let made = unshare_cgroups().and_then(|()| File::open("/proc/self/ns/cgroup"));
+    let made = made.map_err(|e| Failure {
+        kind: FailureKind::Other,
+        message: format!("cannot make the container's cgroup namespace: {e}"),
+    })?;
+    Ok((Reply::Ok, vec![made.into()]))
 }
 
 fn limit_devices(cgroups: &Cgroups, spec: &Spec) -> Result<(), Failure> {

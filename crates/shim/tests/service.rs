@@ -103,6 +103,10 @@ impl Engine for Shells {
         Ok(())
     }
 
+    fn cgroup_namespace(&self, _: &Target) -> Result<OwnedFd, Error> {
+        Err(Error::Gone)
+    }
+
     fn update(&self, _: &Target, resources: &LinuxResources) -> Result<(), Error> {
         self.updates.lock().unwrap().push(resources.clone());
         Ok(())

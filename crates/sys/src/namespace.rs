@@ -19,8 +19,18 @@ pub fn unshare_mounts() -> io::Result<()> {
     unshare(UnshareFlags::NEWNS)
 }
 
+/// Gives this process a cgroup namespace of its own, the root of which in every
+/// hierarchy is the cgroup that the process is in.
+///
+/// # Errors
+///
+/// What unshare(2) says.
+pub fn unshare_cgroups() -> io::Result<()> {
+    unshare(UnshareFlags::NEWCGROUP)
+}
+
 fn unshare(flags: UnshareFlags) -> io::Result<()> {
-    // SAFETY: neither of the namespaces that are unshared here concerns memory
+    // SAFETY: none of the namespaces that are unshared here concerns memory
     // or descriptors. A mount namespace takes the thread's root and working
     // directory along, which nothing in this process takes for shared.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)

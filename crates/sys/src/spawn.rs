@@ -73,6 +73,7 @@ pub struct Spawn {
     cwd: Option<OwnedFd>,
     fds: Vec<(OwnedFd, RawFd)>,
     group: Group,
+    namespaces: Vec<OwnedFd>,
     mounts: Option<MountPlan>,
 }
 
@@ -158,6 +159,7 @@ impl Spawn {
             cwd: None,
             fds: Vec::new(),
             group: Group::default(),
+            namespaces: Vec::new(),
             mounts: None,
         }
     }
@@ -203,6 +205,13 @@ impl Spawn {
     #[must_use]
     pub fn group(mut self, group: Group) -> Self {
         self.group = group;
+        self
+    }
+
+    /// Starts the program in this namespace (one of `/proc/PID/ns`) instead of the caller's.
+    #[must_use]
+    pub fn namespace(mut self, namespace: OwnedFd) -> Self {
+        self.namespaces.push(namespace);
         self
     }
 
@@ -281,6 +290,7 @@ impl Spawn {
         match (step, bind) {
             (STEP_GROUP, _) => "make its process group".into(),
             (STEP_FDS, _) => "pass its file descriptors".into(),
+            (STEP_ENTER, _) => "enter a namespace".into(),
             (STEP_NAMESPACE, _) => "make its mount namespace".into(),
             (STEP_SLAVE, _) => "part its mounts from the host's".into(),
             (STEP_BIND, Some(b)) => {
@@ -382,6 +392,7 @@ const STEP_SLAVE: u8 = 4;
 const STEP_BIND: u8 = 5;
 const STEP_CWD: u8 = 6;
 const STEP_EXEC: u8 = 7;
+const STEP_ENTER: u8 = 8;
 /// Step, index, errno: under `PIPE_BUF`, so written whole.
 const REPORT_LEN: usize = 6;
 
@@ -390,6 +401,7 @@ struct Prepared {
     program: CString,
     argv: PointerList,
     envp: PointerList,
+    namespaces: Vec<RawFd>,
     binds: Vec<(CString, CString)>,
     isolate: bool,
     /// Source and number.
@@ -453,6 +465,7 @@ impl Prepared {
             program,
             argv: PointerList::new(argv),
             envp: PointerList::new(envp),
+            namespaces: spawn.namespaces.iter().map(AsRawFd::as_raw_fd).collect(),
             binds,
             isolate: spawn.mounts.is_some(),
             fds: spawn
@@ -575,6 +588,11 @@ unsafe fn run_child(p: &Prepared) -> ! {
             }
         }
 
+        for namespace in &p.namespaces {
+            if libc::setns(*namespace, 0) < 0 {
+                fail(report, STEP_ENTER, 0);
+            }
+        }
         if p.isolate {
             if libc::unshare(libc::CLONE_NEWNS) < 0 {
                 fail(report, STEP_NAMESPACE, 0);
@@ -713,6 +731,23 @@ mod tests {
         assert_eq!(output(sh("exit 3")).0, Exit::Code(3));
         assert_eq!(output(sh("kill -9 $$")).0, Exit::Signal(9));
         assert_eq!(Exit::Signal(9).to_string(), "signal 9");
+    }
+
+    #[test]
+    fn what_is_no_namespace_is_named() {
+        let spawn = sh("exit 0").namespace(file_with(""));
+        let error = spawn.spawn().expect_err("an ordinary file");
+        assert!(
+            error.to_string().ends_with("failed to enter a namespace"),
+            "{error}"
+        );
+        if is_root("entering a namespace") {
+            let own = File::open("/proc/self/ns/cgroup").expect("open");
+            let (exit, text) = output(sh("readlink /proc/self/ns/cgroup").namespace(own.into()));
+            assert!(exit.success());
+            let wanted = std::fs::read_link("/proc/self/ns/cgroup").expect("link");
+            assert_eq!(Path::new(text.trim()), wanted);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cryo_criu::{Cause, Criu, CriuError};
+use cryo_engine::spec::Bind;
 use cryo_engine::{mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 
@@ -132,15 +133,11 @@ pub(super) fn outside_mounts(context: &Context) -> Result<Vec<Outside>, TaskErro
             source: text(&bind.source)?,
         });
     }
-    // With a cgroup namespace of its own the container mounts them itself.
-    let own = spec::namespace(&context.spec, LinuxNamespaceType::Cgroup) == spec::Namespace::New;
-    if let (Some(destination), false) = (spec::cgroup_mount(&context.spec), own) {
-        for bind in spec::cgroup_binds(&destination, &context.cgroups) {
-            found.push(Outside {
-                key: text(&bind.destination)?,
-                source: text(&bind.source)?,
-            });
-        }
+    for bind in outside_cgroups(context) {
+        found.push(Outside {
+            key: text(&bind.destination)?,
+            source: text(&bind.source)?,
+        });
     }
     // In a user namespace nobody can make devices: they are the node's, and so is the /dev/null
     // that masks a file. CRIU passes over those that are not there.
@@ -161,6 +158,37 @@ pub(super) fn outside_mounts(context: &Context) -> Result<Vec<Outside>, TaskErro
         }
     }
     Ok(found)
+}
+
+/// The cgroup mounts that CRIU cannot make.
+///
+/// v1 is shown by binds unless the container has a cgroup namespace. A user namespace may mount no
+/// cgroups, unless it made that cgroup namespace itself, and a restored one has not.
+fn outside_cgroups(context: &Context) -> Vec<Bind> {
+    let has = |kind| spec::namespace(&context.spec, kind) != spec::Namespace::Host;
+    let (users, own) = (
+        has(LinuxNamespaceType::User),
+        has(LinuxNamespaceType::Cgroup),
+    );
+    let cgroups = &context.cgroups;
+    let Some(destination) = spec::cgroup_mount(&context.spec) else {
+        return Vec::new();
+    };
+    if !cgroups.only_v2() && (users || !own) {
+        return spec::cgroup_binds(&destination, cgroups);
+    }
+    if !cgroups.only_v2() || !users {
+        return Vec::new();
+    }
+    let whole = cgroups.dirs().map(|(hierarchy, dir)| Bind {
+        destination: destination.clone(),
+        source: if own {
+            dir
+        } else {
+            hierarchy.mountpoint.clone()
+        },
+    });
+    whole.collect()
 }
 
 /// Whether a container sees there what this host does.

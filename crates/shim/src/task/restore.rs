@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use cryo_checkpoint::image_dir::{self, ImageDir};
 use cryo_criu::request::{EXTERNAL_NETNS, EXTERNAL_PIDNS, JoinKind, JoinNs, NetworkLockMethod};
@@ -45,6 +46,13 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     fs::create_dir_all(&root)
         .map_err(|e| TaskError::io(format_args!("cannot make {}", root.display()), &e))?;
     let (inherit_fds, join_ns) = namespaces(context)?;
+    let cgroup_namespace = cgroup_namespace(context)?;
+    let mut gate = Gate::new(
+        &context.spec,
+        &context.record.rootfs(),
+        cgroup_namespace.as_ref(),
+    )
+    .map_err(|e| TaskError::io("cannot tell what the container may be", &e))?;
     let mut options = options.apply(RestoreOptions {
         // CRIU wants a root that is a mount; it is one in CRIU's own mount
         // namespace, and so ends with it.
@@ -61,6 +69,7 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
         external: externals(context)?,
         inherit_fds,
         join_ns,
+        cgroup_namespace,
         network_lock: Some(network_lock(&images)?),
         ..RestoreOptions::new(clone_dir(&images)?, work.path())
     });
@@ -70,8 +79,6 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
         options.inherit_fds.extend(streams(&images, ends)?);
     }
 
-    let mut gate = Gate::new(&context.spec, &context.record.rootfs())
-        .map_err(|e| TaskError::io("cannot tell what the container may be", &e))?;
     let mut console = None;
     let mut checked = false;
     // Why we did not let it go on, with its own code.
@@ -188,13 +195,7 @@ fn namespaces(context: &Context) -> Result<(InheritedFds, Vec<JoinNs>), TaskErro
         (LinuxNamespaceType::Pid, EXTERNAL_PIDNS),
     ] {
         if let spec::Namespace::Path(path) = spec::namespace(&context.spec, kind) {
-            let (fd, _) = mountpoint::open_namespace(&path).map_err(|e| {
-                TaskError::io(
-                    format_args!("cannot open the namespace {}", path.display()),
-                    &e,
-                )
-            })?;
-            inherited.push((key.to_owned(), fd));
+            inherited.push((key.to_owned(), open_namespace(&path)?));
         }
     }
     let mut join = Vec::new();
@@ -211,6 +212,29 @@ fn namespaces(context: &Context) -> Result<(InheritedFds, Vec<JoinNs>), TaskErro
         }
     }
     Ok((inherited, join))
+}
+
+/// The container's cgroup namespace, unless it has the node's. CRIU makes none where it places
+/// no cgroups, and no task can be moved into one later.
+fn cgroup_namespace(context: &Context) -> Result<Option<OwnedFd>, TaskError> {
+    match spec::namespace(&context.spec, LinuxNamespaceType::Cgroup) {
+        spec::Namespace::Host => Ok(None),
+        spec::Namespace::Path(path) => open_namespace(&path).map(Some),
+        spec::Namespace::New => {
+            let made = context.shared.engine.cgroup_namespace(&context.target());
+            made.map(Some).map_err(from_engine)
+        }
+    }
+}
+
+fn open_namespace(path: &Path) -> Result<OwnedFd, TaskError> {
+    let opened = mountpoint::open_namespace(path).map_err(|e| {
+        TaskError::io(
+            format_args!("cannot open the namespace {}", path.display()),
+            &e,
+        )
+    })?;
+    Ok(opened.0)
 }
 
 /// The lock of the dump is taken away by the same method.

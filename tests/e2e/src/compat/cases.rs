@@ -108,9 +108,7 @@ pub const CASES: &[Case] = &[
         program: include_str!("programs/userns.py"),
         spec: |spec, _| {
             push(&mut spec["linux"]["namespaces"], json!({ "type": "user" }));
-            let all = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
-            spec["linux"]["uidMappings"] = all.clone();
-            spec["linux"]["gidMappings"] = all;
+            map_all_users(spec);
         },
         ..TASK
     },
@@ -143,16 +141,19 @@ pub const CASES: &[Case] = &[
                 json!({ "type": "cgroup" }),
             );
         },
-        known: &[
-            (
-                "cgroup namespace of its own",
-                "CRIU makes no cgroup namespace where it does not manage cgroups, so the mounts would show the node's: refused before it runs.",
-            ),
-            (
-                "cgroup mount in it",
-                "CRIU makes no cgroup namespace where it does not manage cgroups, so the mounts would show the node's: refused before it runs.",
-            ),
-        ],
+        ..TASK
+    },
+    Case {
+        name: "compat::user_and_cgroup_namespace",
+        title: "Cgroup namespace in a user namespace",
+        program: include_str!("programs/cgroupns.py"),
+        spec: |spec, _| {
+            cgroup_mount(spec);
+            for kind in ["cgroup", "user"] {
+                push(&mut spec["linux"]["namespaces"], json!({ "type": kind }));
+            }
+            map_all_users(spec);
+        },
         ..TASK
     },
     Case {
@@ -227,6 +228,12 @@ fn cgroup_mount(spec: &mut Value) {
         "options": ["nosuid", "noexec", "nodev", "relatime", "ro"],
     });
     push(&mut spec["mounts"], mount);
+}
+
+fn map_all_users(spec: &mut Value) {
+    let all = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    spec["linux"]["uidMappings"] = all.clone();
+    spec["linux"]["gidMappings"] = all;
 }
 
 fn capabilities(spec: &mut Value, more: &[&str]) {

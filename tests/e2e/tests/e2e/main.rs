@@ -172,6 +172,7 @@ fn main() -> ExitCode {
         test!(restore::prepared_and_deleted_leaves_nothing),
         test!(restore::can_be_waited_for_and_killed),
         test!(restore::a_second_checkpoint_restores_too),
+        test!(restore::a_cgroup_namespace_is_kept),
         test!(restore::memory_is_the_same),
         test!(restore::many_processes_come_back),
         test!(restore::on_another_node),

@@ -5,6 +5,7 @@ use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::Node;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, FILE_COUNTER, PYTHON, goes_on, heap, numbers};
+use serde_json::{Value, json};
 
 use crate::checkpoint::is_checkpoint;
 
@@ -181,6 +182,58 @@ pub(crate) async fn a_second_checkpoint_restores_too(cx: Context) -> anyhow::Res
         goes_on(&counted, &more)?;
         counted.extend(more);
     }
+    Ok(())
+}
+
+/// A counter in a cgroup namespace of its own, restored twice: it and an exec see their cgroup as
+/// the root, and its mounts show nothing above.
+pub(crate) async fn a_cgroup_namespace_is_kept(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let container = cx
+        .container(node, BUSYBOX, &["/bin/sh", "-c", COUNTER])
+        .await?;
+    container
+        .edit_spec(|spec| {
+            let list = |value: &mut Value, item| value.as_array_mut().map(|list| list.push(item));
+            list(
+                &mut spec["linux"]["namespaces"],
+                json!({ "type": "cgroup" }),
+            );
+            let mount = json!({
+                "destination": "/sys/fs/cgroup",
+                "type": "cgroup",
+                "source": "cgroup",
+                "options": ["nosuid", "noexec", "nodev", "ro"],
+            });
+            list(&mut spec["mounts"], mount);
+        })
+        .await?;
+    let mut output = container.create().await?;
+    container.start().await?;
+    let mut counted = Vec::new();
+    let look = "cat /proc/self/cgroup /proc/1/cgroup; grep cgroup /proc/self/mountinfo | cut -d ' ' -f 4,5 | sort";
+    let mut seen = None;
+    for round in 0..3 {
+        let lines = output.count_to(3).await?;
+        if let Some(last) = counted.last().copied() {
+            goes_on(&[last], &lines)?;
+        }
+        let exec = container.exec("look", look, false).await?;
+        container.finish_exec("look").await?;
+        let found = exec.complete().await?;
+        ensure!(found.lines().count() > 3, "{found}");
+        ensure!(!found.contains(&container.id), "{found}");
+        ensure!(!found.contains(".."), "{found}");
+        match &seen {
+            None => seen = Some(found),
+            Some(first) => ensure!(*first == found, "restored, {round}: {found}\nnot {first}"),
+        }
+        let image = cx.folder(node, "image")?;
+        counted = freeze(&container, output, &image).await?;
+        output = container.create_from(Some(&image)).await?;
+        container.start().await?;
+    }
+    container.kill_and_delete().await?;
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -95,17 +95,22 @@ impl From<io::Error> for Refused {
 }
 
 impl Gate {
-    /// Reads what is to be compared with. `rootfs` has to be mounted.
+    /// Reads what is to be compared with. `rootfs` has to be mounted; `cgroup_namespace` is the
+    /// one that was made for the container.
     ///
     /// # Errors
     ///
     /// When something of this node, or a namespace or mount source of the spec, cannot be read.
-    pub(super) fn new(spec: &Spec, rootfs: &Path) -> io::Result<Self> {
+    pub(super) fn new(
+        spec: &Spec,
+        rootfs: &Path,
+        cgroup_namespace: Option<&OwnedFd>,
+    ) -> io::Result<Self> {
         let own = File::open("/proc/self/ns/mnt")?;
         let ours = View::read(&own, &[])?.mounts;
         let here = Here {
             namespaces: tasks::read_namespaces(Path::new("/proc/self"))?,
-            given: given_namespaces(spec)?,
+            given: given_namespaces(spec, cgroup_namespace)?,
             groups: rustix::process::getgroups()?
                 .into_iter()
                 .map(rustix::process::Gid::as_raw)
@@ -228,12 +233,18 @@ fn hidden(namespace: &File, listed: usize) -> io::Result<Option<u64>> {
     Ok(all.map(|all| u64::from(all).saturating_sub(listed as u64)))
 }
 
-fn given_namespaces(spec: &Spec) -> io::Result<[u64; policy::KINDS.len()]> {
+fn given_namespaces(
+    spec: &Spec,
+    cgroup_namespace: Option<&OwnedFd>,
+) -> io::Result<[u64; policy::KINDS.len()]> {
     let mut given = [0; policy::KINDS.len()];
     for (inode, kind) in given.iter_mut().zip(policy::KINDS) {
         if let Namespace::Path(path) = spec::namespace(spec, kind) {
             *inode = mountpoint::open_namespace(&path)?.1;
         }
+    }
+    if let Some(made) = cgroup_namespace {
+        given[policy::CGROUP] = rustix::fs::fstat(made)?.st_ino;
     }
     Ok(given)
 }

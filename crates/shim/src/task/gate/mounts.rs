@@ -5,7 +5,7 @@
 //! | `/` | the root file system that containerd mounted, read-only if the spec says so |
 //! | of the spec | its type, or for a bind the very directory or file; no flag less than the spec's |
 //! | below a recursive bind | as on the node, below its source |
-//! | below the cgroup mount | cgroups |
+//! | below the cgroup mount | the container's cgroups; all of v2's, without a cgroup namespace |
 //! | masked path | must be there, and show nothing of `/proc` or `/sys` |
 //! | read-only path | must be there, and be read-only |
 //! | `/dev/console`, devices of the spec | a terminal; that device |
@@ -16,8 +16,8 @@
 
 use std::path::{Path, PathBuf};
 
-use cryo_engine::spec;
-use oci_spec::runtime::{LinuxDeviceType, Spec};
+use cryo_engine::spec::{self, Namespace};
+use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType, Spec};
 
 use super::Violation;
 use super::tasks::Membership;
@@ -55,6 +55,8 @@ pub(super) struct MountPolicy {
     read_only: Vec<PathBuf>,
     devices: Vec<DeviceRule>,
     mounts_itself: bool,
+    /// The spec asks for a cgroup namespace, so a cgroup mount shows the container's alone.
+    own_cgroups: bool,
     /// Mounts of our own namespace, for recursive binds.
     ours: Vec<Mount>,
 }
@@ -177,6 +179,7 @@ impl MountPolicy {
             read_only: paths(linux.and_then(|l| l.readonly_paths().as_ref())),
             devices,
             mounts_itself,
+            own_cgroups: spec::namespace(spec, LinuxNamespaceType::Cgroup) != Namespace::Host,
             ours,
         }
     }
@@ -247,7 +250,8 @@ impl MountPolicy {
             if expected.at != mount.at {
                 continue;
             }
-            match fits(mount, expected, place.as_ref().filter(|_| on_top)) {
+            let cgroups = self.shows_cgroups(mount, placed);
+            match fits(mount, expected, place.as_ref().filter(|_| on_top), cgroups) {
                 Ok(()) => return Ok(()),
                 Err(why) => allowed = Some(why),
             }
@@ -270,23 +274,32 @@ impl MountPolicy {
         }
     }
 
-    /// Whether it shows the container's cgroups of one hierarchy.
-    fn below_cgroups(&self, mount: &Mount, placed: &[Membership]) -> bool {
-        let own = match mount.kind.as_str() {
-            "cgroup" => placed.iter().any(|p| mount.root.starts_with(&p.path)),
-            // All of it without a namespace, as at a start.
+    /// Whether it shows the container's cgroups of one hierarchy, `placed`. Without a namespace a
+    /// mount of v2 shows all of it, as at a start.
+    fn shows_cgroups(&self, mount: &Mount, placed: &[Membership]) -> bool {
+        let below = |p: &Membership| mount.root.starts_with(&p.path);
+        match mount.kind.as_str() {
+            "cgroup" => placed.iter().any(below),
+            "cgroup2" if self.own_cgroups => {
+                placed.iter().any(|p| p.hierarchy.is_empty() && below(p))
+            }
             "cgroup2" => true,
             _ => false,
-        };
-        own && self.expected.iter().any(|e| {
-            e.what == What::Cgroups
+        }
+    }
+
+    /// Whether it is one hierarchy in the folder that holds them all.
+    fn below_cgroups(&self, mount: &Mount, placed: &[Membership]) -> bool {
+        self.shows_cgroups(mount, placed)
+            && self.expected.iter().any(|e| {
+                e.what == What::Cgroups
                 && mount.at.starts_with(&e.at)
                 // libcontainer mounts those of cgroup v1 writable, whatever the spec says.
                 && !mount.flags.weaker_than(Flags {
                     read_only: e.flags.read_only && mount.kind == "cgroup2",
                     ..e.flags
                 })
-        })
+            })
     }
 
     /// Whether a recursive bind brought it along.
@@ -350,7 +363,13 @@ fn is_block(kind: LinuxDeviceType) -> Option<bool> {
 }
 
 /// Whether a mount is what was asked for; if not, what that was.
-fn fits(mount: &Mount, expected: &Expected, place: Option<&Place>) -> Result<(), String> {
+/// `cgroups`: whether it shows those that it may.
+fn fits(
+    mount: &Mount,
+    expected: &Expected,
+    place: Option<&Place>,
+    cgroups: bool,
+) -> Result<(), String> {
     let top = Path::new("/");
     let (right, name) = match &expected.what {
         What::Bind {
@@ -366,8 +385,8 @@ fn fits(mount: &Mount, expected: &Expected, place: Option<&Place>) -> Result<(),
         // The folder that the v1 hierarchies are mounted in is never read-only.
         What::Cgroups if mount.kind == "tmpfs" && mount.root == top => return Ok(()),
         What::Cgroups => (
-            mount.kind == "cgroup2" && mount.root == top,
-            "cgroups".to_owned(),
+            mount.kind == "cgroup2" && cgroups,
+            "the container's cgroups".to_owned(),
         ),
         What::Device(node) => (
             place.is_some_and(|p| p.node == Some(*node)),
@@ -636,6 +655,33 @@ mod tests {
         for (table, wanted) in cases {
             assert_eq!(judge(false, &table), Err(wanted.to_owned()));
         }
+    }
+
+    #[test]
+    fn in_a_cgroup_namespace_v2_is_the_containers_own() {
+        let judge = |own_cgroups, root: &str| {
+            let mut policy = policy(true);
+            policy.own_cgroups = own_cgroups;
+            let old = "104 103 0:70 / /sys/fs/cgroup rw,nosuid,nodev,noexec - tmpfs tmpfs rw\n\
+                105 104 0:30 /c /sys/fs/cgroup/memory rw,nosuid,nodev,noexec - cgroup cgroup rw,memory";
+            let new = format!(
+                "104 103 0:30 {root} /sys/fs/cgroup ro,nosuid,nodev,noexec - cgroup2 cgroup rw"
+            );
+            assert!(TABLE.contains(old));
+            let placed = [Membership {
+                hierarchy: String::new(),
+                path: "/c".into(),
+            }];
+            let view = view(&policy, &TABLE.replace(old, &new));
+            policy.judge(&view, &placed).map_err(|v| v.to_string())
+        };
+        assert_eq!(judge(true, "/c"), Ok(()));
+        assert_eq!(judge(false, "/"), Ok(()));
+        let said = judge(true, "/").unwrap_err();
+        assert!(
+            said.ends_with("allowed the container's cgroups ro,nosuid,nodev,noexec"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | property | rule |
 //! |---|---|
 //! | namespaces | where the spec names none: ours; a path: that one; a new one: not ours, and one for all |
+//! | cgroup namespace | a new one: the one that was made for the container |
 //! | user namespace | its id maps are the spec's |
 //! | cgroups | in every hierarchy where the first process was put, or below |
 //! | capabilities | each set within what a process of this spec could come to hold |
@@ -44,14 +45,15 @@ const MOUNT: usize = 0;
 /// Index of the user namespace in [`NAMESPACES`].
 const USER: usize = 5;
 /// Index of the cgroup namespace in [`NAMESPACES`].
-const CGROUP: usize = 6;
+pub(super) const CGROUP: usize = 6;
 
 /// What the policy has to know of the node.
 #[derive(Debug)]
 pub(super) struct Here {
     /// Our own namespaces.
     pub(super) namespaces: [u64; NAMESPACES.len()],
-    /// Those that the spec names by a path; 0 for the others.
+    /// Those that the spec names by a path, and the cgroup namespace that was made for the
+    /// container; 0 for the others.
     pub(super) given: [u64; NAMESPACES.len()],
     /// Our own supplementary groups: who starts without any keeps these.
     pub(super) groups: Vec<u32>,
@@ -117,6 +119,7 @@ impl Policy {
                 Namespace::Path(_) => Wanted::This(here.given[i]),
                 // A kernel that lacks it gives none to anybody.
                 Namespace::New if ours == 0 => Wanted::This(0),
+                Namespace::New if i == CGROUP => Wanted::This(here.given[i]),
                 Namespace::New => Wanted::AnyBut(ours),
             };
         }
@@ -198,9 +201,6 @@ impl Policy {
             };
             match self.namespaces[i] {
                 Wanted::This(one) if found != one => return bad(one.to_string()),
-                // CRIU restores none while cgroups are our business: the container sees more of
-                // their names than it should, and no more of them.
-                Wanted::AnyBut(ours) if i == CGROUP && found == ours => {}
                 Wanted::AnyBut(ours) if found == ours => {
                     return bad("one of its own, not the node's".to_owned());
                 }
@@ -389,7 +389,7 @@ mod tests {
     fn here() -> Here {
         Here {
             namespaces: OURS,
-            given: [0, 22, 0, 0, 0, 0, 0],
+            given: [0, 22, 0, 0, 0, 0, 17],
             groups: vec![0],
         }
     }
@@ -494,9 +494,6 @@ mod tests {
         less.status.capabilities.bounding = CapabilitySet::empty();
         less.namespaces[0] = 99;
         assert_eq!(judge(&secured(), &less), Ok(()));
-        // CRIU restores no cgroup namespace.
-        less.namespaces[6] = OURS[6];
-        assert_eq!(judge(&secured(), &less), Ok(()));
         assert_eq!(judge(&spec(&user(true, ""), ""), &of_user()), Ok(()));
     }
 
@@ -504,7 +501,11 @@ mod tests {
 
     #[test]
     fn what_it_does_not_is_named() {
-        let cases: [(Forge, &str); 14] = [
+        let cases: [(Forge, &str); 15] = [
+            (
+                |t| t.namespaces[6] = OURS[6],
+                "cgroup namespace: found 7, allowed 17",
+            ),
             (
                 |t| t.namespaces[0] = 1,
                 "mnt namespace: found 1, allowed one of its own, not the node's",
