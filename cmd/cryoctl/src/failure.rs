@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use cryo_checkpoint::summary;
+use cryo_checkpoint::source;
 
 use crate::text::printable;
 
@@ -42,8 +42,8 @@ impl Failure {
     }
 }
 
-impl From<summary::Error> for Failure {
-    fn from(error: summary::Error) -> Self {
+impl From<source::Error> for Failure {
+    fn from(error: source::Error) -> Self {
         Self {
             hint: error.hint(),
             ..Self::from(anyhow::Error::from(error))

@@ -169,7 +169,7 @@ fn damaged_and_unsafe_checkpoints() {
     assert_eq!(
         spoiled(&truncated, |_| {}),
         failed(
-            "error: the checkpoint is damaged: checkpoint/pstree.img cannot be decoded: checkpoint/pstree.img: truncated at offset 12: 10 bytes expected, 8 left\n\
+            "error: the checkpoint is damaged: pstree.img cannot be decoded: pstree.img: truncated at offset 12: 10 bytes expected, 8 left\n\
              hint: make the checkpoint again, or copy it anew from its origin\n"
         )
     );
@@ -206,7 +206,7 @@ fn what_is_no_checkpoint() {
     cut.truncate(5000);
     fs::write(path.join("cut.tar"), cut).unwrap();
 
-    let name = "hint: name an archive, its unpacked directory, or the directory that holds inventory.img\n";
+    let name = "hint: name an archive, its unpacked directory, an OCI layout, or the directory that holds inventory.img\n";
     let cases = [
         (
             "gone",
@@ -224,7 +224,9 @@ fn what_is_no_checkpoint() {
         ),
         (
             "cp.tar.gz",
-            "error: the archive is compressed with gzip\nhint: decompress it first\n".to_owned(),
+            "error: i/o error at offset 0 of the archive: gzip: unexpected end of file\n\
+             hint: make the checkpoint again, or copy all of it: the dump or a copy was cut short\n"
+                .to_owned(),
         ),
         (
             "cut.tar",

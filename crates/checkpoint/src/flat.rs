@@ -46,10 +46,11 @@ impl FlatDir {
         Self::new(open(path, flags, Mode::empty())?, directories)
     }
 
-    /// Lists a subdirectory, without following a link.
-    pub(crate) fn subdirectory(&self, name: &str) -> Result<Self, Error> {
+    /// Lists a subdirectory, without following a link; its own are refused unless `directories`
+    /// says otherwise.
+    pub(crate) fn subdirectory(&self, name: &str, directories: bool) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Self::new(openat(&self.fd, name, flags, Mode::empty())?, false)
+        Self::new(openat(&self.fd, name, flags, Mode::empty())?, directories)
     }
 
     /// Lists a directory by its descriptor.
@@ -67,7 +68,7 @@ impl FlatDir {
             if raw == c"." || raw == c".." {
                 continue;
             }
-            if flat.files.len() >= MAX_FILES {
+            if flat.files.len() + flat.directories.len() >= MAX_FILES {
                 return Err(Error::TooMany(MAX_FILES));
             }
             let name = raw.to_string_lossy().into_owned();
@@ -86,6 +87,7 @@ impl FlatDir {
                 Some(what) => return Err(Error::Foreign(name, what)),
             }
         }
+        flat.directories.sort_unstable();
         Ok(flat)
     }
 
@@ -97,6 +99,11 @@ impl FlatDir {
     /// The size of a file, if it is there.
     pub(crate) fn size(&self, name: &str) -> Option<u64> {
         self.files.get(name).copied()
+    }
+
+    /// The subdirectories, sorted.
+    pub(crate) fn directories(&self) -> &[String] {
+        &self.directories
     }
 
     pub(crate) fn has_directory(&self, name: &str) -> bool {

@@ -59,3 +59,12 @@ pub const BIND_MOUNTS: &str = "bind.mounts";
 
 /// Annotation in [`SPEC_DUMP`] that names the engine: `libpod` or `cri-o`; containerd sets none.
 pub const ANNOTATION_MANAGER: &str = "io.container.manager";
+
+/// What makes a directory or an archive an OCI layout.
+pub const OCI_LAYOUT: &str = "oci-layout";
+
+/// The index of an OCI layout, which leads to its images.
+pub const OCI_INDEX: &str = "index.json";
+
+/// Where the blobs of an OCI layout are, by the digits of their SHA-256.
+pub const OCI_BLOBS: &str = "blobs/sha256/";

@@ -1,16 +1,16 @@
 //! What a checkpoint is: layouts, metadata, summaries.
 //!
-//! A checkpoint appears in three forms, and each is read here:
+//! A checkpoint appears in many forms, and [`source::Source`] reads them all:
 //!
 //! * an **image directory**: CRIU's files, flat, plus [`layout::DESCRIPTORS`]. A task service
 //!   writes it at a checkpoint and reads it at a restore. [`image_dir::check`] is the gate
 //!   before the latter;
 //! * an **archive**: a tar with the image directory under [`layout::CHECKPOINT_DIR`] and what
 //!   the engine above knew of the container beside it. containerd's CRI, CRI-O and Podman write
-//!   it;
-//! * an archive unpacked: the same as a directory.
+//!   it, compressed or not;
+//! * the same unpacked, as an OCI image, or several of them as one of a pod.
 //!
-//! [`summary::Summary`] tells of all three alike.
+//! [`summary::Summary`] tells of all alike; [`oci`] is what images of checkpoints look like.
 //!
 //! # A checkpoint is hostile input
 //!
@@ -21,7 +21,7 @@
 //!
 //! # What does I/O
 //!
-//! [`image_dir`] and [`summary`] open files, both through the private `flat` module; so does
+//! [`image_dir`] and [`source`] open files, both through the private `flat` module; so does
 //! [`failures`], which tells of checkpoints that did not come to be. The rest is pure:
 //! [`tar_stream`] takes a reader, [`descriptors`] bytes.
 #![forbid(unsafe_code)]
@@ -41,5 +41,6 @@ mod flat;
 pub mod image_dir;
 pub mod layout;
 pub mod oci;
+pub mod source;
 pub mod summary;
 pub mod tar_stream;

@@ -11,6 +11,8 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 
+use crate::source::Algorithm;
+
 const BLOCK: usize = 512;
 
 /// Longest extension (a GNU long name, a pax header).
@@ -48,8 +50,8 @@ pub enum Error {
     /// The archive is compressed.
     #[error("the archive is compressed with {algorithm}")]
     Compressed {
-        /// The program that decompresses it.
-        algorithm: &'static str,
+        /// How.
+        algorithm: Algorithm,
     },
     /// An entry that a checkpoint does not have.
     #[error("unsafe archive: entry {name:?} at offset {offset} is {what}")]
@@ -80,6 +82,8 @@ pub struct Entry {
     pub size_bytes: u64,
     /// Where its header stands in the archive.
     pub offset: u64,
+    /// Where its content begins.
+    pub content_offset: u64,
 }
 
 /// Reads an archive. The content of an entry is read from the stream itself, until the next is
@@ -114,6 +118,11 @@ impl<R: Read> TarStream<R> {
             ended: false,
             skip,
         }
+    }
+
+    /// The stream where the reading stopped, and that offset.
+    pub fn into_inner(self) -> (R, u64) {
+        (self.inner, self.offset)
     }
 
     /// The next entry, or `None` at the end marker.
@@ -215,6 +224,7 @@ impl<R: Read> TarStream<R> {
                 directory,
                 size_bytes: size,
                 offset,
+                content_offset: self.offset,
             }));
         }
     }
@@ -361,14 +371,8 @@ impl Header<'_> {
     }
 
     fn check_magic(bytes: &[u8]) -> Result<(), Error> {
-        let magics: [(&[u8], &str); 4] = [
-            (&[0x1f, 0x8b], "gzip"),
-            (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
-            (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz"),
-            (b"BZh", "bzip2"),
-        ];
-        match magics.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-            Some((_, algorithm)) => Err(Error::Compressed { algorithm }),
+        match Algorithm::of(bytes) {
+            Some(algorithm) => Err(Error::Compressed { algorithm }),
             None => Ok(()),
         }
     }

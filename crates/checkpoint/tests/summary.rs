@@ -6,13 +6,18 @@ mod fixture;
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use cryo_checkpoint::summary::{Error, Form, Summary};
-use cryo_checkpoint::tar_stream::TarStream;
+use cryo_checkpoint::source::{Blob, Error, Form, Source};
+use cryo_checkpoint::summary::Summary;
 use fixture::Files;
 use proptest::prelude::*;
 
 fn of_archive(files: &Files) -> Result<Summary, Error> {
-    Summary::read_archive(TarStream::new(fixture::tar(files).as_slice()))
+    of_bytes(fixture::tar(files))
+}
+
+fn of_bytes(bytes: Vec<u8>) -> Result<Summary, Error> {
+    let sources = Source::of_blob("cp.tar", &Blob::from_bytes(bytes))?;
+    Summary::of(sources.first().unwrap())
 }
 
 #[test]
@@ -143,10 +148,12 @@ fn an_entry_that_is_there_twice() {
     bytes.extend(fixture::tar(
         &[("config.dump".to_owned(), b"{}".to_vec())].into(),
     ));
-    let error = Summary::read_archive(TarStream::new(bytes.as_slice())).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the checkpoint is unsafe: config.dump is there twice"
+    let error = of_bytes(bytes).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("the checkpoint is unsafe: config.dump is there twice, again at offset "),
+        "{error}"
     );
 }
 
@@ -184,9 +191,9 @@ proptest! {
     #[test]
     fn any_damage_is_answered(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
         let mut bytes = fixture::tar(&fixture::archive());
-        let _ = Summary::read_archive(TarStream::new(&bytes[..cut.index(bytes.len())]));
+        let _ = of_bytes(bytes[..cut.index(bytes.len())].to_vec());
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        let _ = Summary::read_archive(TarStream::new(bytes.as_slice()));
+        let _ = of_bytes(bytes);
     }
 }

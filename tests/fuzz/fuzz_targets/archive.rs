@@ -3,6 +3,7 @@
 
 use std::io::{Cursor, Read};
 
+use cryo_checkpoint::source::{Algorithm, Blob, Source};
 use cryo_checkpoint::summary::Summary;
 use cryo_checkpoint::tar_stream::{Entry, TarStream};
 use libfuzzer_sys::fuzz_target;
@@ -26,7 +27,14 @@ fuzz_target!(|archive: &[u8]| {
     }
     let sought = entries(TarStream::seekable(Cursor::new(archive)));
     assert_eq!(sought, (streamed, whole));
-    if Summary::read_archive(TarStream::new(archive)).is_ok() {
-        assert!(whole, "a damaged archive has a summary");
+    let summary = Source::of_blob("f", &Blob::from_bytes(archive)).and_then(|sources| {
+        sources
+            .iter()
+            .map(Summary::of)
+            .collect::<Result<Vec<_>, _>>()
+    });
+    if summary.is_ok() {
+        let compressed = Algorithm::of(archive).is_some();
+        assert!(whole || compressed, "a damaged archive has a summary");
     }
 });

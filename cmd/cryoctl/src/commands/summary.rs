@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use cryo_checkpoint::summary::{self, Form, Process};
+use cryo_checkpoint::source::Form;
+use cryo_checkpoint::summary::{self, Process};
 
 use super::Format;
 use crate::failure::Failure;
@@ -23,7 +24,8 @@ const MAX_INDENT: usize = 32;
 #[derive(Debug, Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub(super) struct Summary {
-    /// An archive, an archive unpacked, or a directory of CRIU's images.
+    /// An archive (also gzip, zstd, bzip2, xz), an archive unpacked, an OCI layout or archive, or a
+    /// directory of CRIU's images.
     path: PathBuf,
 
     /// How to print it. The JSON keys name their units: `_bytes`, `_us`.
@@ -81,6 +83,9 @@ fn render(summary: &summary::Summary) -> String {
             Form::ImageDirectory => "image directory",
             Form::Archive => "archive",
             Form::ArchiveDirectory => "unpacked archive",
+            Form::ImageArchive => "archive of images",
+            Form::OciArchive => "OCI archive",
+            Form::OciLayout => "OCI layout",
             _ => "unknown",
         }
         .to_owned(),
