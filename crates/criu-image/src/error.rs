@@ -111,6 +111,16 @@ pub enum Error {
         /// What it says.
         value: String,
     },
+    /// The image says what this version does not know how to read.
+    #[error("{file}: message at offset {offset} has fields that are not known here: {what}")]
+    Newer {
+        /// The file as the caller named it.
+        file: String,
+        /// Where the entry begins.
+        offset: u64,
+        /// What they may be.
+        what: &'static str,
+    },
     /// The file holds fewer or more messages than images of its kind do.
     #[error("{file}: {problem} at offset {offset}")]
     WrongCount {
@@ -136,6 +146,7 @@ impl Error {
             | Self::Undecodable { file, .. }
             | Self::MissingField { file, .. }
             | Self::BadValue { file, .. }
+            | Self::Newer { file, .. }
             | Self::WrongCount { file, .. } => file,
         }
     }

@@ -26,7 +26,7 @@
 //!
 //! Three levels, each usable alone: [`RawReader`] and [`Writer`] know the framing, [`msg`] the
 //! messages, and [`Reader`] yields the typed views of [`inventory`], [`pstree`], [`task`],
-//! [`files`], [`mounts`], [`pagemap`] and [`stats`].
+//! [`registers`], [`mm`], [`files`], [`mounts`], [`pagemap`] and [`stats`].
 //!
 //! ```
 //! use cryo_criu_image::{Kind, Reader, Writer, msg, pstree::Process};
@@ -55,10 +55,12 @@ pub mod files;
 mod frame;
 pub mod inventory;
 mod kind;
+pub mod mm;
 pub mod mounts;
 pub mod msg;
 pub mod pagemap;
 pub mod pstree;
+pub mod registers;
 pub mod stats;
 pub mod task;
 mod view;

@@ -10,7 +10,11 @@
 //! more values than we do.
 #![allow(missing_docs)]
 
+mod memory;
+
 use prost::Message;
+
+pub use memory::*;
 
 /// `inventory.img`.
 #[derive(Clone, PartialEq, Eq, Message)]
