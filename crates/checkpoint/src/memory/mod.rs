@@ -1,0 +1,338 @@
+//! The memory of a process: its areas, and where the pages of it are.
+//!
+//! [`Memory::open`] reads the memory map and the pagemap; nothing of the pages. What they hold is
+//! read through a [`Cursor`], in pieces: an archive that is not compressed by `pread` at any
+//! place, a compressed one as a stream, in the order of the image. Nothing is unpacked and no
+//! more than a few buffers are held, whatever the size of the process.
+//!
+//! Pages that are in a parent image are found in the directories given to
+//! [`Memory::with_parent`] and nowhere else: a link named `parent` is not followed.
+
+mod cursor;
+pub mod elf;
+pub mod search;
+
+use std::io;
+
+use cryo_criu_image::mm::MemoryMap;
+use cryo_criu_image::pagemap::{Location, Pagemap};
+use cryo_criu_image::{Kind, View};
+
+use crate::source::{self, Blob};
+
+pub use cursor::Cursor;
+
+/// Why the memory of a process cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file of the checkpoint is missing, damaged or cannot be read.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// There are fewer pages than the pagemap says.
+    #[error("the checkpoint is damaged: {name} ends before offset {wanted}, where its pagemap has pages")]
+    Short {
+        /// The file of the pages.
+        name: String,
+        /// How long it has to be, in bytes.
+        wanted: u64,
+    },
+    /// It is not of a kind that can be dealt with.
+    #[error("{0}")]
+    Refused(String),
+    /// Writing what was asked for failed.
+    #[error(transparent)]
+    Output(#[from] io::Error),
+}
+
+impl Error {
+    /// What one can do about it, where that is not plain.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Source(error) => error.hint(),
+            Self::Short { .. } => Some(
+                "make the checkpoint again, or copy all of it: the dump or a copy was cut short",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// The memory of a process, or a piece of memory that processes share.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// What is in the image, in the order in which it stands there.
+    runs: Vec<Run>,
+    /// The files of pages: our own, then those of parents.
+    sources: Vec<Source>,
+    page_bytes: u64,
+    missing: Missing,
+    /// Runs that a parent has to have: address and bytes.
+    in_parent: Vec<(u64, u64)>,
+}
+
+/// A file of pages.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) name: String,
+    pub(crate) blob: Blob,
+}
+
+/// Pages that lie side by side, in memory and in the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The address of the first byte; in shared memory its offset.
+    pub address: u64,
+    /// How many bytes there are.
+    pub bytes: u64,
+    /// Where they stand in their file of pages.
+    pub(crate) offset: u64,
+    /// Which one that is.
+    pub(crate) source: usize,
+}
+
+impl Run {
+    /// The address behind the last byte.
+    pub fn end(&self) -> u64 {
+        self.address.saturating_add(self.bytes)
+    }
+
+    /// Whether `next` goes on where this ends, in memory and in the image.
+    fn goes_on_in(&self, next: &Self) -> bool {
+        self.source == next.source
+            && self.end() == next.address
+            && self.offset.saturating_add(self.bytes) == next.offset
+    }
+
+    /// The part of it from an address up to another one.
+    fn part(&self, from: u64, to: u64) -> Option<Self> {
+        let (start, end) = (self.address.max(from), self.end().min(to));
+        (start < end).then(|| Self {
+            address: start,
+            bytes: end - start,
+            offset: self.offset + (start - self.address),
+            source: self.source,
+        })
+    }
+}
+
+/// Bytes of memory that the images do not have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Those of a parent that was not given.
+    pub parent_bytes: u64,
+    /// Those that a page server was to supply.
+    pub lazy_bytes: u64,
+}
+
+impl Memory {
+    /// The memory map and the memory of a process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`], [`Error::Short`].
+    pub fn open(checkpoint: &source::Source, pid: u32) -> Result<(MemoryMap, Self), Error> {
+        let map = map(checkpoint, pid)?;
+        let memory = Self::from_pagemap(checkpoint, Kind::Pagemap, pid.into(), map.page_bytes())?;
+        Ok((map, memory))
+    }
+
+    /// Shared memory by its number, see [`cryo_criu_image::mm::Backing::Shared`]; `None` if there
+    /// is none of that number. Its addresses begin at 0.
+    ///
+    /// # Errors
+    ///
+    /// As [`Memory::open`].
+    pub fn open_shared(
+        checkpoint: &source::Source,
+        id: u64,
+        page_bytes: u64,
+    ) -> Result<Option<Self>, Error> {
+        if checkpoint.image(Kind::PagemapShmem, id).is_none() {
+            return Ok(None);
+        }
+        Self::from_pagemap(checkpoint, Kind::PagemapShmem, id, page_bytes).map(Some)
+    }
+
+    fn from_pagemap(
+        checkpoint: &source::Source,
+        kind: Kind,
+        number: u64,
+        page_bytes: u64,
+    ) -> Result<Self, Error> {
+        let name = checkpoint.image_name(kind, number);
+        let pagemap = Pagemap::read(&name, checkpoint.reader(&name)?, page_bytes)
+            .map_err(|error| source::damaged(&name, error))?;
+        let mut memory = Self {
+            runs: Vec::with_capacity(pagemap.runs.len()),
+            sources: Vec::new(),
+            page_bytes,
+            missing: Missing::default(),
+            in_parent: Vec::new(),
+        };
+        let mut offset = 0;
+        for run in pagemap.runs {
+            // That none of these overflows was checked by the pagemap.
+            let bytes = run.pages.saturating_mul(page_bytes);
+            match run.location {
+                Location::Here => {
+                    memory.runs.push(Run {
+                        address: run.address,
+                        bytes,
+                        offset,
+                        source: 0,
+                    });
+                    offset += bytes;
+                }
+                Location::Parent => {
+                    memory.missing.parent_bytes += bytes;
+                    memory.in_parent.push((run.address, bytes));
+                }
+                Location::Nowhere { lazy: true } => memory.missing.lazy_bytes += bytes,
+                Location::Nowhere { lazy: false } => {}
+            }
+        }
+        if offset > 0 {
+            let name = checkpoint.image_name(Kind::Pages, pagemap.pages_id.into());
+            let Some(entry) = checkpoint.file(&name) else {
+                return Err(source::Error::Missing { name }.into());
+            };
+            if entry.size_bytes < offset {
+                return Err(Error::Short {
+                    name,
+                    wanted: offset,
+                });
+            }
+            memory.sources.push(Source {
+                name,
+                blob: entry.blob(),
+            });
+        }
+        Ok(memory)
+    }
+
+    /// The same with the pages that a parent has; what is in its parent in turn has to have been
+    /// put into `parent` before.
+    #[must_use]
+    pub fn with_parent(mut self, parent: &Self) -> Self {
+        let first = self.sources.len();
+        self.sources.extend(parent.sources.iter().cloned());
+        let mut sorted = parent.runs.clone();
+        sorted.sort_unstable_by_key(|run| run.address);
+        let mut missing = Vec::new();
+        for (address, bytes) in std::mem::take(&mut self.in_parent) {
+            let end = address.saturating_add(bytes);
+            let after = sorted.partition_point(|run| run.end() <= address);
+            let mut at = address;
+            for run in sorted.get(after..).unwrap_or_default() {
+                let Some(part) = run.part(at, end) else { break };
+                if part.address > at {
+                    missing.push((at, part.address - at));
+                }
+                self.runs.push(Run {
+                    source: first + part.source,
+                    ..part
+                });
+                at = part.end();
+            }
+            if at < end {
+                missing.push((at, end - at));
+            }
+        }
+        self.missing.parent_bytes = missing.iter().map(|(_, bytes)| bytes).sum();
+        self.in_parent = missing;
+        self.runs.sort_by_key(|run| run.address);
+        self
+    }
+
+    /// What is in the image, as its pagemap has it, in its order. Runs that go on in each other
+    /// are apart here: CRIU writes a MiB at a time.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// The same, with runs that go on in each other as one.
+    pub fn stretches(&self) -> impl Iterator<Item = Run> {
+        let mut runs = self.runs.iter().copied().peekable();
+        std::iter::from_fn(move || {
+            let mut run = runs.next()?;
+            while let Some(next) = runs.next_if(|next| run.goes_on_in(next)) {
+                run.bytes += next.bytes;
+            }
+            Some(run)
+        })
+    }
+
+    /// How many bytes can be read.
+    pub fn bytes(&self) -> u64 {
+        self.runs.iter().map(|run| run.bytes).sum()
+    }
+
+    /// What cannot.
+    pub fn missing(&self) -> Missing {
+        self.missing
+    }
+
+    /// The size of a page of the machine.
+    pub fn page_bytes(&self) -> u64 {
+        self.page_bytes
+    }
+
+    /// Reads pages. `keep` is how far back of what was read last one wants to read again: what
+    /// is compressed can only go forth, and begins anew otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`].
+    pub fn cursor(&self, keep: usize) -> Result<Cursor, Error> {
+        Cursor::new(&self.sources, keep)
+    }
+
+    /// Calls back with all that is there, piece by piece, none of them longer than `limit` bytes,
+    /// in the order of the image.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`], [`Error::Short`], and what the callback says.
+    pub fn each_piece<E: From<Error>>(
+        &self,
+        limit: usize,
+        mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut cursor = self.cursor(0)?;
+        let mut buffer = vec![0; limit.max(1)];
+        for stretch in self.stretches() {
+            let mut from = stretch.address;
+            while let Some(part) = stretch.part(from, from.saturating_add(buffer.len() as u64)) {
+                let length = usize::try_from(part.bytes).unwrap_or(usize::MAX);
+                let piece = buffer.get_mut(..length).unwrap_or_default();
+                cursor.read(part, piece)?;
+                take(part.address, piece)?;
+                from = part.end();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The memory map of a process.
+///
+/// # Errors
+///
+/// [`Error::Source`].
+pub fn map(checkpoint: &source::Source, pid: u32) -> Result<MemoryMap, Error> {
+    image(checkpoint, Kind::Mm, pid)
+}
+
+/// An image of one message that has to be there.
+pub(crate) fn image<V: View>(
+    checkpoint: &source::Source,
+    kind: Kind,
+    number: u32,
+) -> Result<V, Error> {
+    let name = checkpoint.image_name(kind, number.into());
+    match checkpoint.view(&name)? {
+        Some(view) => Ok(view),
+        None => Err(source::Error::Missing { name }.into()),
+    }
+}
