@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use cryo_checkpoint::source;
+use cryo_checkpoint::{memory, source};
 
 use crate::text::printable;
 
@@ -44,6 +44,15 @@ impl Failure {
 
 impl From<source::Error> for Failure {
     fn from(error: source::Error) -> Self {
+        Self {
+            hint: error.hint(),
+            ..Self::from(anyhow::Error::from(error))
+        }
+    }
+}
+
+impl From<memory::Error> for Failure {
+    fn from(error: memory::Error) -> Self {
         Self {
             hint: error.hint(),
             ..Self::from(anyhow::Error::from(error))

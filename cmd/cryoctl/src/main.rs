@@ -18,6 +18,9 @@
 mod commands;
 mod containerd;
 mod failure;
+mod newfile;
+mod progress;
+mod table;
 mod text;
 
 use std::process::ExitCode;

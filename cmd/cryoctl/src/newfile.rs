@@ -113,6 +113,10 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"new");
 
         assert!(NewFile::create(dir.path()).is_err());
-        assert!(!NewFile::create(Path::new("/dev/null")).unwrap().is_regular());
+        assert!(
+            !NewFile::create(Path::new("/dev/null"))
+                .unwrap()
+                .is_regular()
+        );
     }
 }

@@ -40,6 +40,7 @@ pub mod failures;
 mod flat;
 pub mod image_dir;
 pub mod layout;
+pub mod memory;
 pub mod oci;
 pub mod source;
 pub mod summary;

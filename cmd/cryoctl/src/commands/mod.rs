@@ -2,8 +2,10 @@
 
 mod check;
 mod completion;
+mod core;
 mod failures;
 mod man;
+mod memparse;
 mod summary;
 
 use std::process::ExitCode;
@@ -40,6 +42,8 @@ enum Command {
     Summary(summary::Summary),
     Check(check::Check),
     Failures(failures::Failures),
+    Core(core::Core),
+    Memparse(memparse::Memparse),
     Completion(completion::Completion),
     Man(man::Man),
 }
@@ -51,6 +55,8 @@ impl Cryoctl {
             Command::Check(command) => return command.run(),
             Command::Summary(command) => command.run(),
             Command::Failures(command) => command.run(),
+            Command::Core(command) => command.run(),
+            Command::Memparse(command) => command.run(),
             Command::Completion(command) => command.run(),
             Command::Man(command) => command.run(),
         }?;

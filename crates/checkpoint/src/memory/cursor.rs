@@ -68,6 +68,16 @@ impl Cursor {
             .all(|(_, access)| matches!(access, Access::Random(_)))
     }
 
+    /// Makes the buffer hold the bytes of a run, which has to be short enough for that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cursor::read`].
+    pub fn read_part(&mut self, run: Run, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        buffer.resize(usize::try_from(run.bytes).unwrap_or_default(), 0);
+        self.read(run, buffer)
+    }
+
     /// Fills the buffer with what a run begins with; the run is at least as long.
     ///
     /// # Errors
@@ -80,9 +90,9 @@ impl Cursor {
             return Ok(());
         };
         let result = match access {
-            Access::Random(section) => {
-                section.file.read_exact_at(buffer, section.offset.saturating_add(run.offset))
-            }
+            Access::Random(section) => section
+                .file
+                .read_exact_at(buffer, section.offset.saturating_add(run.offset)),
             Access::Stream(stream) => stream.read_at(run.offset, buffer),
         };
         result.map_err(|error| match error.kind() {
@@ -143,7 +153,8 @@ impl Stream {
         let old = self.keep.saturating_sub(rest.len()).min(self.tail.len());
         self.tail.drain(..self.tail.len() - old);
         let new = rest.len().saturating_sub(self.keep);
-        self.tail.extend_from_slice(rest.get(new..).unwrap_or_default());
+        self.tail
+            .extend_from_slice(rest.get(new..).unwrap_or_default());
         Ok(())
     }
 }

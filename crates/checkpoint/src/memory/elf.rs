@@ -10,14 +10,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use cryo_criu_image::Kind;
 use cryo_criu_image::files::{Object, OpenFile};
 use cryo_criu_image::mm::{Area, Backing, MemoryMap};
 use cryo_criu_image::pstree::Process;
 use cryo_criu_image::registers::{Registers, Thread};
 use cryo_criu_image::task::{Core, TaskState};
-use cryo_criu_image::Kind;
 
-use super::{Error, Memory, image};
+use super::{Error, Memory, Piece, image};
 use crate::source::{self, Source};
 
 /// How many bytes are copied at a time.
@@ -42,7 +42,8 @@ pub struct Dump {
     /// The leader first.
     threads: Vec<(u32, Thread)>,
     map: MemoryMap,
-    memory: Memory,
+    /// Its memory; what parents have of it may be put into it.
+    pub memory: Memory,
     shared: BTreeMap<u64, Memory>,
     files: BTreeMap<u32, Vec<u8>>,
 }
@@ -113,18 +114,10 @@ impl Dump {
         })
     }
 
-    /// The same with the pages of its parents.
-    #[must_use]
-    pub fn with_parent(self, parent: &Memory) -> Self {
-        Self {
-            memory: self.memory.with_parent(parent),
-            ..self
-        }
-    }
-
-    /// Its memory.
-    pub fn memory(&self) -> &Memory {
-        &self.memory
+    /// How many bytes of memory there are to copy.
+    pub fn bytes(&self) -> u64 {
+        let shared = self.shared.values().map(Memory::bytes);
+        shared.fold(self.memory.bytes(), u64::saturating_add)
     }
 
     /// The path of its executable, if the checkpoint knows it.
@@ -165,37 +158,49 @@ impl Dump {
 
         let mut arguments = vec![0; ARGUMENTS];
         let mut page_bytes = 0;
-        self.memory.each_piece(PIECE, |address, bytes| {
-            self.note_arguments(address, bytes, &mut arguments);
-            progress(bytes.len() as u64);
-            page_bytes += put(out, &placed, page, address, bytes, |segment| {
-                !matches!(segment.area.backing, Backing::Shared { .. })
-            })?;
-            Ok::<_, Error>(())
-        })?;
-        for (id, memory) in &self.shared {
-            memory.each_piece(PIECE, |offset, bytes| {
+        self.memory
+            .each_piece(PIECE, |Piece { address, bytes, .. }| {
+                self.note_arguments(address, bytes, &mut arguments);
                 progress(bytes.len() as u64);
-                // Each area that shows it.
-                for &(at, segment) in &placed {
-                    let Backing::Shared { id: of, offset: first } = segment.area.backing else {
-                        continue;
-                    };
-                    if of != *id {
-                        continue;
-                    }
-                    let shift = segment.area.start.wrapping_sub(first);
-                    page_bytes += put(
-                        out,
-                        &[(at, segment)],
-                        page,
-                        offset.wrapping_add(shift),
-                        bytes,
-                        |_| true,
-                    )?;
-                }
+                page_bytes += put(out, &placed, page, address, bytes, |segment| {
+                    !matches!(segment.area.backing, Backing::Shared { .. })
+                })?;
                 Ok::<_, Error>(())
             })?;
+        for (id, memory) in &self.shared {
+            memory.each_piece(
+                PIECE,
+                |Piece {
+                     address: offset,
+                     bytes,
+                     ..
+                 }| {
+                    progress(bytes.len() as u64);
+                    // Each area that shows it.
+                    for &(at, segment) in &placed {
+                        let Backing::Shared {
+                            id: of,
+                            offset: first,
+                        } = segment.area.backing
+                        else {
+                            continue;
+                        };
+                        if of != *id {
+                            continue;
+                        }
+                        let shift = segment.area.start.wrapping_sub(first);
+                        page_bytes += put(
+                            out,
+                            &[(at, segment)],
+                            page,
+                            offset.wrapping_add(shift),
+                            bytes,
+                            |_| true,
+                        )?;
+                    }
+                    Ok::<_, Error>(())
+                },
+            )?;
         }
 
         let mut head = self.header(headers, many, sections_at);
@@ -322,7 +327,9 @@ impl Dump {
         let wanted = range.bytes().min(arguments.len() as u64 - 1);
         let end = address.saturating_add(bytes.len() as u64);
         for at in range.start.max(address)..(range.start + wanted).min(end) {
-            let from = usize::try_from(at - address).ok().and_then(|i| bytes.get(i));
+            let from = usize::try_from(at - address)
+                .ok()
+                .and_then(|i| bytes.get(i));
             let to = usize::try_from(at - range.start)
                 .ok()
                 .and_then(|i| arguments.get_mut(i));

@@ -12,10 +12,15 @@ mod cursor;
 pub mod elf;
 pub mod search;
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use cryo_criu_image::mm::MemoryMap;
 use cryo_criu_image::pagemap::{Location, Pagemap};
+use cryo_criu_image::pstree::{Process, ProcessTree};
+use cryo_criu_image::task::{Core, ProcessCore, TaskState};
 use cryo_criu_image::{Kind, View};
 
 use crate::source::{self, Blob};
@@ -30,7 +35,9 @@ pub enum Error {
     #[error(transparent)]
     Source(#[from] source::Error),
     /// There are fewer pages than the pagemap says.
-    #[error("the checkpoint is damaged: {name} ends before offset {wanted}, where its pagemap has pages")]
+    #[error(
+        "the checkpoint is damaged: {name} ends before offset {wanted}, where its pagemap has pages"
+    )]
     Short {
         /// The file of the pages.
         name: String,
@@ -297,22 +304,148 @@ impl Memory {
     pub fn each_piece<E: From<Error>>(
         &self,
         limit: usize,
-        mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
+        mut take: impl FnMut(Piece<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut cursor = self.cursor(0)?;
-        let mut buffer = vec![0; limit.max(1)];
-        for stretch in self.stretches() {
-            let mut from = stretch.address;
-            while let Some(part) = stretch.part(from, from.saturating_add(buffer.len() as u64)) {
-                let length = usize::try_from(part.bytes).unwrap_or(usize::MAX);
-                let piece = buffer.get_mut(..length).unwrap_or_default();
-                cursor.read(part, piece)?;
-                take(part.address, piece)?;
-                from = part.end();
-            }
+        let mut buffer = Vec::new();
+        for (position, part) in parts(self.stretches(), limit) {
+            cursor.read_part(part, &mut buffer)?;
+            take(Piece {
+                position,
+                address: part.address,
+                bytes: &buffer,
+            })?;
         }
         Ok(())
     }
+
+    /// The same on several threads at once, in no particular order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Memory::each_piece`]; of several errors, one.
+    pub fn each_piece_on<E: From<Error> + Send>(
+        &self,
+        threads: usize,
+        limit: usize,
+        take: impl Fn(Piece<'_>) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let cursor = self.cursor(0)?;
+        let random = cursor.is_random();
+        let shared = Mutex::new((parts(self.stretches(), limit), cursor));
+        let stopped = AtomicBool::new(false);
+        let work = || {
+            let mut own = random.then(|| self.cursor(0)).transpose()?;
+            let mut buffer = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let mut all = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some((position, part)) = all.0.next() else {
+                    break;
+                };
+                // What can only be read forth is read by whoever is in turn.
+                match &mut own {
+                    None => all.1.read_part(part, &mut buffer)?,
+                    Some(own) => {
+                        drop(all);
+                        own.read_part(part, &mut buffer)?;
+                    }
+                }
+                take(Piece {
+                    position,
+                    address: part.address,
+                    bytes: &buffer,
+                })?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads.max(1))
+                .map(|_| {
+                    scope.spawn(|| {
+                        let result: Result<(), E> = work();
+                        if result.is_err() {
+                            stopped.store(true, Ordering::Relaxed);
+                        }
+                        result
+                    })
+                })
+                .collect();
+            // A panic of ours stays one.
+            workers
+                .into_iter()
+                .map(|worker| {
+                    worker
+                        .join()
+                        .unwrap_or_else(|p| std::panic::resume_unwind(p))
+                })
+                .fold(Ok(()), Result::and)
+        })
+    }
+}
+
+/// Some bytes of memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece<'a> {
+    /// How many bytes of the same memory come before it in the image.
+    pub position: u64,
+    /// The address of the first.
+    pub address: u64,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Parts of at most `limit` bytes, and how many bytes come before each.
+pub fn parts(
+    mut runs: impl Iterator<Item = Run>,
+    limit: usize,
+) -> impl Iterator<Item = (u64, Run)> {
+    let limit = limit.max(1) as u64;
+    let mut rest: Option<Run> = None;
+    let mut position = 0;
+    std::iter::from_fn(move || {
+        let run = rest.take().or_else(|| runs.next())?;
+        let part = run.part(run.address, run.address.saturating_add(limit))?;
+        rest = run.part(part.end(), u64::MAX);
+        position += part.bytes;
+        Some((position - part.bytes, part))
+    })
+}
+
+/// The processes that have memory, each with what its name and its state are: parents before
+/// children, siblings in the order of the image. What is below a dead one is left out, as by
+/// checkpointctl.
+///
+/// # Errors
+///
+/// [`Error::Source`].
+pub fn processes(checkpoint: &source::Source) -> Result<Vec<(Process, ProcessCore)>, Error> {
+    let name = checkpoint.image_name(Kind::Pstree, 0);
+    let tree = ProcessTree::read(&name, checkpoint.reader(&name)?)
+        .map_err(|error| source::damaged(&name, error))?;
+    let mut children = BTreeMap::<u32, Vec<Process>>::new();
+    for process in tree.processes().iter().rev() {
+        children
+            .entry(process.ppid)
+            .or_default()
+            .push(process.clone());
+    }
+    let mut stack = children.remove(&0).unwrap_or_default();
+    let mut living = Vec::new();
+    while let Some(process) = stack.pop() {
+        let core: Core = image(checkpoint, Kind::Core, process.pid)?;
+        let Some(core) = core.process else {
+            let name = checkpoint.image_name(Kind::Core, process.pid.into());
+            return Err(Error::Refused(format!(
+                "the checkpoint is damaged: {name} is that of a thread, not of a process"
+            )));
+        };
+        if !matches!(core.state, TaskState::Alive | TaskState::Stopped) {
+            continue;
+        }
+        stack.extend(children.remove(&process.pid).unwrap_or_default());
+        living.push((process, core));
+    }
+    Ok(living)
 }
 
 /// The memory map of a process.

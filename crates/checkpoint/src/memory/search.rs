@@ -69,7 +69,11 @@ impl Pattern {
             length if length > MAX_MATCH_BYTES => return Err(PatternError::TooLong(length)),
             _ => {}
         }
-        let overlaps = |shift: usize| needle.get(shift..).is_some_and(|end| needle.starts_with(end));
+        let overlaps = |shift: usize| {
+            needle
+                .get(shift..)
+                .is_some_and(|end| needle.starts_with(end))
+        };
         Ok(Self(Matcher::Literal {
             finder: Box::new(memmem::Finder::new(needle).into_owned()),
             length: needle.len(),
@@ -172,7 +176,11 @@ pub fn search(
     mut found: impl FnMut(Match) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let context = options.context.min(MAX_CONTEXT_BYTES);
-    let reach = patterns.iter().map(Pattern::reach).max().unwrap_or_default();
+    let reach = patterns
+        .iter()
+        .map(Pattern::reach)
+        .max()
+        .unwrap_or_default();
     let plan = Plan {
         patterns,
         context,
@@ -369,15 +377,19 @@ fn deliver_to_next(plan: &Plan<'_>, shared: &Shared, error: Error) {
 
 impl Plan<'_> {
     /// Reads a window with what stands around it; answers the address that it begins at.
-    fn read(&self, window: &Window, cursor: &mut Cursor, bytes: &mut Vec<u8>) -> Result<u64, Error> {
+    fn read(
+        &self,
+        window: &Window,
+        cursor: &mut Cursor,
+        bytes: &mut Vec<u8>,
+    ) -> Result<u64, Error> {
         let from = window.start.saturating_sub(self.before);
         let to = window.end.saturating_add(self.behind);
         let Some(part) = window.stretch.part(from, to) else {
             bytes.clear();
             return Ok(window.start);
         };
-        bytes.resize(usize::try_from(part.bytes).unwrap_or_default(), 0);
-        cursor.read(part, bytes)?;
+        cursor.read_part(part, bytes)?;
         Ok(part.address)
     }
 
@@ -425,7 +437,11 @@ impl Plan<'_> {
                     if *as_printed && printed.is_empty() {
                         printed.extend(bytes.iter().map(|&byte| as_text(byte)));
                     }
-                    let text = if *as_printed { printed.as_slice() } else { bytes };
+                    let text = if *as_printed {
+                        printed.as_slice()
+                    } else {
+                        bytes
+                    };
                     let mut at = first;
                     let mut last_end = None;
                     while at < end

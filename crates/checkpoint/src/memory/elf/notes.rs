@@ -69,12 +69,7 @@ impl Dump {
     fn status(&self, tid: u32, thread: &Thread) -> Vec<u8> {
         let mut status = vec![0; 24];
         status.extend(thread.blocked_signals.to_le_bytes());
-        for number in [
-            tid,
-            self.process.ppid,
-            self.process.pgid,
-            self.process.sid,
-        ] {
+        for number in [tid, self.process.ppid, self.process.pgid, self.process.sid] {
             status.extend(number.to_le_bytes());
         }
         // Times: a checkpoint does not tell them.
