@@ -11,14 +11,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use cryo_criu_image::Kind;
-use cryo_criu_image::files::{Object, OpenFile};
 use cryo_criu_image::mm::{Area, Backing, MemoryMap};
 use cryo_criu_image::pstree::Process;
 use cryo_criu_image::registers::{Registers, Thread};
 use cryo_criu_image::task::{Core, TaskState};
 
-use super::{Error, Memory, Piece, image};
-use crate::source::{self, Source};
+use super::{Error, Memory, Piece, files_of, image};
+use crate::source::Source;
 
 /// How many bytes are copied at a time.
 const PIECE: usize = 1 << 20;
@@ -102,7 +101,7 @@ impl Dump {
                 shared.insert(id, memory);
             }
         }
-        let files = mapped_files(checkpoint, &map)?;
+        let files = files_of(checkpoint, &map)?;
         Ok(Self {
             process: process.clone(),
             core,
@@ -435,29 +434,4 @@ fn program_header(
     for word in [offset, address, 0, file_bytes, bytes, align] {
         head.extend(word.to_le_bytes());
     }
-}
-
-/// The paths of the files that are mapped, by their id.
-fn mapped_files(checkpoint: &Source, map: &MemoryMap) -> Result<BTreeMap<u32, Vec<u8>>, Error> {
-    let mut files: BTreeMap<u32, Option<Vec<u8>>> = map
-        .areas
-        .iter()
-        .filter_map(|area| match area.backing {
-            Backing::File { file_id, .. } => Some((file_id, None)),
-            _ => None,
-        })
-        .collect();
-    files.insert(map.exe_file_id, None);
-    let name = checkpoint.image_name(Kind::Files, 0);
-    let Some(entries) = checkpoint.views::<OpenFile>(&name)? else {
-        return Err(source::Error::Missing { name }.into());
-    };
-    for file in entries {
-        let file = file.map_err(|error| source::damaged(&name, error))?;
-        if let (Some(slot), Object::Path { path, .. }) = (files.get_mut(&file.id), file.object) {
-            *slot = Some(path);
-        }
-    }
-    let found = files.into_iter();
-    Ok(found.filter_map(|(id, path)| Some((id, path?))).collect())
 }

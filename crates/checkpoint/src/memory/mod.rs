@@ -9,6 +9,7 @@
 //! [`Memory::with_parent`] and nowhere else: a link named `parent` is not followed.
 
 mod cursor;
+pub mod diff;
 pub mod elf;
 pub mod search;
 
@@ -17,7 +18,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use cryo_criu_image::mm::MemoryMap;
+use cryo_criu_image::files::{Object, OpenFile};
+use cryo_criu_image::mm::{Backing, MemoryMap};
 use cryo_criu_image::pagemap::{Location, Pagemap};
 use cryo_criu_image::pstree::{Process, ProcessTree};
 use cryo_criu_image::task::{Core, ProcessCore, TaskState};
@@ -468,4 +470,32 @@ pub(crate) fn image<V: View>(
         Some(view) => Ok(view),
         None => Err(source::Error::Missing { name }.into()),
     }
+}
+
+/// The paths of the files that are mapped, and of the executable, by their id.
+pub(crate) fn files_of(
+    checkpoint: &source::Source,
+    map: &MemoryMap,
+) -> Result<BTreeMap<u32, Vec<u8>>, Error> {
+    let mut files: BTreeMap<u32, Option<Vec<u8>>> = map
+        .areas
+        .iter()
+        .filter_map(|area| match area.backing {
+            Backing::File { file_id, .. } => Some((file_id, None)),
+            _ => None,
+        })
+        .collect();
+    files.insert(map.exe_file_id, None);
+    let name = checkpoint.image_name(Kind::Files, 0);
+    let Some(entries) = checkpoint.views::<OpenFile>(&name)? else {
+        return Err(source::Error::Missing { name }.into());
+    };
+    for file in entries {
+        let file = file.map_err(|error| source::damaged(&name, error))?;
+        if let (Some(slot), Object::Path { path, .. }) = (files.get_mut(&file.id), file.object) {
+            *slot = Some(path);
+        }
+    }
+    let found = files.into_iter();
+    Ok(found.filter_map(|(id, path)| Some((id, path?))).collect())
 }
