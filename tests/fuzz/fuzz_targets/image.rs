@@ -3,9 +3,11 @@
 
 use cryo_criu_image::files::{Descriptor, OpenFile, Terminal};
 use cryo_criu_image::inventory::{Inventory, TaskIds};
+use cryo_criu_image::mm::MemoryMap;
 use cryo_criu_image::mounts::Mount;
-use cryo_criu_image::pagemap::PagemapTotals;
+use cryo_criu_image::pagemap::{Location, Pagemap, PagemapTotals};
 use cryo_criu_image::pstree::{Process, ProcessTree};
+use cryo_criu_image::registers::Thread;
 use cryo_criu_image::stats::{DumpStats, RestoreStats};
 use cryo_criu_image::task::Core;
 use cryo_criu_image::{Kind, RawReader, Reader, View, Writer};
@@ -52,6 +54,8 @@ fuzz_target!(|image: &[u8]| {
     views::<TaskIds>(image);
     views::<Process>(image);
     views::<Core>(image);
+    views::<Thread>(image);
+    views::<MemoryMap>(image);
     views::<Descriptor>(image);
     views::<OpenFile>(image);
     views::<Terminal>(image);
@@ -59,5 +63,22 @@ fuzz_target!(|image: &[u8]| {
     views::<DumpStats>(image);
     views::<RestoreStats>(image);
     let _ = ProcessTree::read("f", image);
-    let _ = PagemapTotals::read("f", image);
+    pagemap(image);
 });
+
+/// Both readers of a pagemap see the same pages, and no page has two places.
+fn pagemap(image: &[u8]) {
+    let totals = PagemapTotals::read("f", image);
+    let Ok(pagemap) = Pagemap::read("f", image, 4096) else {
+        return;
+    };
+    let totals = totals.expect("what the strict reader takes, the other one does");
+    assert_eq!(pagemap.pages_id, totals.pages_id);
+    let here = pagemap.runs.iter().filter(|run| run.location == Location::Here);
+    assert_eq!(here.map(|run| run.pages).sum::<u64>(), totals.present);
+    let mut runs = pagemap.runs;
+    runs.sort_by_key(|run| run.address);
+    for pair in runs.windows(2) {
+        assert!(pair[0].address + pair[0].pages * 4096 <= pair[1].address);
+    }
+}

@@ -3,7 +3,7 @@
 //! Pages are compared by the first half of their SHA-256, so that each checkpoint is read once
 //! and in its own order. That takes 24 bytes a page: 6 MiB for a GiB of memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use cryo_criu_image::mm::{Area, Backing, MemoryMap, Range};
@@ -191,13 +191,13 @@ pub struct AreaDiff {
 /// Compares a process with what became of it: all areas of both, in order of address.
 pub fn compare(before: &Image, after: &Image) -> Vec<AreaDiff> {
     let mut areas: Vec<AreaDiff> = Vec::new();
-    let mut survived = vec![false; before.map.areas.len()];
+    let by_end: BTreeMap<u64, &Area> = before.map.areas.iter().map(|a| (a.end, a)).collect();
+    let mut survived = BTreeSet::new();
     for area in &after.map.areas {
-        let old = before.map.areas.iter().position(|old| is_of(old, area));
-        let old = old.and_then(|at| {
-            *survived.get_mut(at)? = true;
-            before.map.areas.get(at)
-        });
+        let old = [before.map.area(area.start), by_end.get(&area.end).copied()];
+        let mut old = old.into_iter().flatten().filter(|old| is_of(old, area));
+        let old = old.next();
+        survived.extend(old.map(|old| old.start));
         let range = range(area);
         areas.push(AreaDiff {
             range,
@@ -217,8 +217,8 @@ pub fn compare(before: &Image, after: &Image) -> Vec<AreaDiff> {
             touched: Vec::new(),
         });
     }
-    for (area, survived) in before.map.areas.iter().zip(survived) {
-        if !survived {
+    for area in &before.map.areas {
+        if !survived.contains(&area.start) {
             areas.push(AreaDiff {
                 range: range(area),
                 before: None,
@@ -249,8 +249,34 @@ fn is_of(old: &Area, new: &Area) -> bool {
         && std::mem::discriminant(&old.backing) == std::mem::discriminant(&new.backing)
 }
 
+/// Ranges that do not overlap, and which area each is of.
+struct Places(BTreeMap<u64, (u64, usize)>);
+
+impl Places {
+    fn new<'a>(areas: &'a [AreaDiff], range: impl Fn(&'a AreaDiff) -> Option<Range>) -> Self {
+        let ranges = areas.iter().enumerate();
+        Self(
+            ranges
+                .filter_map(|(index, area)| range(area).map(|r| (r.start, (r.end, index))))
+                .collect(),
+        )
+    }
+
+    fn of(&self, address: u64) -> Option<usize> {
+        let (_, (end, index)) = self.0.range(..=address).next_back()?;
+        (address < *end).then_some(*index)
+    }
+}
+
 /// Goes through the pages of both in order of address.
 fn count(before: &Image, after: &Image, areas: &mut [AreaDiff]) {
+    let there = Places::new(areas, |area| {
+        (area.fate != Fate::Removed).then_some(area.range)
+    });
+    let gone = Places::new(areas, |area| {
+        (area.fate == Fate::Removed).then_some(area.range)
+    });
+    let shrunk = Places::new(areas, |area| area.before);
     let mut old = before.pages.iter().copied().peekable();
     let mut new = after.pages.iter().copied().peekable();
     let page = after.map.page_bytes();
@@ -262,23 +288,11 @@ fn count(before: &Image, after: &Image, areas: &mut [AreaDiff]) {
         };
         let was = old.next_if(|(at, _)| *at == next).map(|(_, hash)| hash);
         let is = new.next_if(|(at, _)| *at == next).map(|(_, hash)| hash);
-        // What is still there has it, else what was there.
-        let here = |area: &AreaDiff| (area.range.start..area.range.end).contains(&next);
-        let shrunk = |area: &AreaDiff| {
-            area.before
-                .is_some_and(|old| (old.start..old.end).contains(&next))
-        };
-        let index = (is.is_some() || was.is_some())
-            .then(|| {
-                let end = areas.partition_point(|area| area.range.start <= next);
-                let below = areas.get(..end).unwrap_or_default();
-                // Areas of one checkpoint do not overlap: it is one of the last few.
-                below
-                    .iter()
-                    .rposition(|area| here(area) && (is.is_none() || area.fate != Fate::Removed))
-                    .or_else(|| areas.iter().position(shrunk))
-            })
-            .flatten();
+        // What is there now has it, else what was there.
+        let index = there
+            .of(next)
+            .or_else(|| gone.of(next))
+            .or_else(|| shrunk.of(next));
         let Some(area) = index.and_then(|index| areas.get_mut(index)) else {
             continue;
         };

@@ -41,12 +41,12 @@ pub(super) fn hexdump(args: &Memparse, path: &Path) -> Result<(), Failure> {
         stdout.flush()?;
         return Ok(());
     };
+    let new = NewFile::create(output)?;
     writeln!(
         stdout,
         "\nWriting memory pages content for process ID {pid} from checkpoint: {shown} to file: {}...",
         output.display()
     )?;
-    let new = NewFile::create(output)?;
     let progress = args.progress.start("writing", memory.bytes());
     if new.is_regular() {
         whole(&memory, &new, args.threads(), |bytes| progress.add(bytes))?;
