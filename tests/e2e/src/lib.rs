@@ -15,6 +15,7 @@ pub mod crictl;
 pub mod events;
 pub mod images;
 pub mod lab;
+pub mod reference;
 pub mod rpc;
 pub mod runner;
 pub mod runtime;

@@ -74,7 +74,10 @@ fn pagemap(image: &[u8]) {
     };
     let totals = totals.expect("what the strict reader takes, the other one does");
     assert_eq!(pagemap.pages_id, totals.pages_id);
-    let here = pagemap.runs.iter().filter(|run| run.location == Location::Here);
+    let here = pagemap
+        .runs
+        .iter()
+        .filter(|run| run.location == Location::Here);
     assert_eq!(here.map(|run| run.pages).sum::<u64>(), totals.present);
     let mut runs = pagemap.runs;
     runs.sort_by_key(|run| run.address);

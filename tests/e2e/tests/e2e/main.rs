@@ -15,6 +15,7 @@ mod footprint;
 mod hostile;
 mod kubelet;
 mod lifecycle;
+mod memory;
 mod metrics;
 mod options;
 mod pods;
@@ -181,6 +182,8 @@ fn main() -> ExitCode {
         test!(restore::with_a_process_that_an_exec_left),
         test!(cri::archive_has_what_the_kubelet_wants),
         test!(cri::checkpointctl_reads_the_archive),
+        test!(memory::memparse_is_as_checkpointctls),
+        test!(memory::gdb_opens_a_core_file),
         test!(cri::restored_in_a_new_pod_goes_on),
         test!(cri::restored_on_another_node_goes_on),
         test!(cri::restored_is_checkpointed_again),

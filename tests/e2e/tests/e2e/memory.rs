@@ -1,0 +1,159 @@
+//! The memory in a checkpoint of a real process: as checkpointctl shows it, as gdb shows it, and
+//! what becomes of it.
+
+use anyhow::{Context as _, ensure};
+use cryo_e2e::context::{Context, PodContainer};
+use cryo_e2e::lab::Node;
+use cryo_e2e::reference::older_archive;
+use cryo_e2e::workload::PYTHON;
+
+/// What the program has in memory, and nowhere in its arguments.
+const MARK: &str = "memory of a checkpoint";
+
+/// A program of three threads that tells the address of [`MARK`], and half a MiB of text.
+const PROGRAM: &str = "\
+import array, threading, time
+mark = array.array('B', bytes(reversed(b'tniopkcehc a fo yromem')) + bytes(1))
+text = bytearray(b'0123456789abcdef' * 32768)
+for _ in range(2):
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+print(mark.buffer_info()[0], flush=True)
+time.sleep(1000)
+";
+
+struct Checkpoint {
+    archive: String,
+    folder: String,
+    /// Where [`MARK`] is.
+    address: u64,
+}
+
+async fn checkpoint(cx: &Context, node: &Node) -> anyhow::Result<(PodContainer, Checkpoint)> {
+    let pod = cx.pod(node, cx.runtime().handler()).await?;
+    let container = pod
+        .run("memory", PYTHON, &["python3", "-c", PROGRAM])
+        .await?;
+    let numbers = container.count_to(1).await?;
+    let folder = cx.folder(node, "memory")?;
+    let archive = format!("{folder}/checkpoint.tar");
+    container
+        .cri
+        .checkpoint(&container.id, &archive)
+        .await
+        .context("CheckpointContainer")?;
+    let address = *numbers.first().context("no address")?;
+    let checkpoint = Checkpoint {
+        archive,
+        folder,
+        address,
+    };
+    Ok((container, checkpoint))
+}
+
+async fn run(node: &Node, command: &[&str]) -> anyhow::Result<String> {
+    node.exec(command).await?.success()
+}
+
+pub(crate) async fn memparse_is_as_checkpointctls(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (_container, checkpoint) = checkpoint(&cx, node).await?;
+    let older = older_archive(node, &checkpoint.archive, &checkpoint.folder).await?;
+    let file = format!("{}/hexdump", checkpoint.folder);
+    let lines: [&[&str]; 8] = [
+        &[],
+        &["--pid", "1"],
+        &["-p", "1", "-s", MARK],
+        &["--pid=1", "--search=PATH", "--context=10"],
+        &["-p", "1", "-s", "PATH?", "-c", "3"],
+        &["-p", "1", "-r", "chec[a-z]oint", "-c", "7"],
+        &["-p", "1", "-s", "this is nowhere in it: \u{7f}"],
+        &["-p", "1", "-o", &file],
+    ];
+    for line in lines {
+        let mut outputs = Vec::new();
+        for program in ["checkpointctl", "cryoctl"] {
+            let command: Vec<_> = [program, "memparse"].iter().chain(line).copied().collect();
+            let command: Vec<_> = command.into_iter().chain([older.as_str()]).collect();
+            let mut output = run(node, &command).await?;
+            if line.contains(&"-o") {
+                output.push_str(&run(node, &["sha256sum", &file]).await?);
+            }
+            outputs.push(output);
+        }
+        let [theirs, ours] = <[String; 2]>::try_from(outputs).unwrap_or_default();
+        ensure!(theirs.len() > 40, "{line:?}: {theirs}");
+        if theirs != ours {
+            let first = theirs.lines().zip(ours.lines()).find(|(a, b)| a != b);
+            anyhow::bail!(
+                "{line:?}: {} and {} bytes; differs first in {first:?}",
+                theirs.len(),
+                ours.len()
+            );
+        }
+    }
+    // What the archive is as CRIU wrote it makes no difference to us.
+    let sizes = |path: &str| {
+        let path = path.to_owned();
+        async move { run(node, &["cryoctl", "memparse", "--format", "json", &path]).await }
+    };
+    let (new, old) = (sizes(&checkpoint.archive).await?, sizes(&older).await?);
+    ensure!(
+        new.replace("checkpoint.tar", "older.tar") == old,
+        "{new} {old}"
+    );
+    Ok(())
+}
+
+pub(crate) async fn gdb_opens_a_core_file(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (_container, checkpoint) = checkpoint(&cx, node).await?;
+    let core = format!("{}/core", checkpoint.folder);
+    let archive = checkpoint.archive.as_str();
+    let said = run(node, &["cryoctl", "core", "-p", "1", "-o", &core, archive]).await?;
+    ensure!(said.contains("3 threads"), "{said}");
+
+    // The address that the program told, by the search and in the debugger.
+    let found = [
+        "cryoctl", "memparse", "-p", "1", "-s", MARK, "--format", "json", archive,
+    ];
+    let found = run(node, &found).await?;
+    let address = format!("{:#x}", checkpoint.address);
+    ensure!(
+        found.contains(&format!("\"address\":\"{address}\"")),
+        "{address}: {found}"
+    );
+    let string = format!("x/s {address}");
+    let gdb = run(
+        node,
+        &[
+            "gdb",
+            "-nx",
+            "-batch",
+            "-iex",
+            "set auto-load off",
+            "-ex",
+            "info threads",
+            "-ex",
+            &string,
+            "-ex",
+            "info registers rip",
+            "-ex",
+            "thread apply all bt",
+            "-ex",
+            "info auxv",
+            "/usr/bin/python3",
+            &core,
+        ],
+    )
+    .await?;
+    ensure!(gdb.contains(MARK), "{gdb}");
+    ensure!(gdb.matches("LWP").count() >= 3, "{gdb}");
+    // All sleep in the C library: its frames have names only if registers, stacks, the link map
+    // and the mapped files are right.
+    let frames = gdb
+        .lines()
+        .filter(|line| line.starts_with("#0 ") && line.contains("libc"));
+    ensure!(frames.count() >= 3, "{gdb}");
+    ensure!(gdb.contains("AT_PAGESZ"), "{gdb}");
+    Ok(())
+}
