@@ -127,6 +127,21 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the cgroup is not there any more: systemd takes one away as soon
+    /// as it is empty.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_gone(source))
+    }
+}
+
+/// A file that was opened before its cgroup went has no device.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+}
+
 /// The cgroups of one container.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
@@ -432,8 +447,15 @@ impl Cgroups {
                 });
             }
             // A frozen v1 task acts on its signal only after the thaw.
-            if self.freezer_dir().is_ok_and(|d| d.exists()) && self.is_frozen()? {
-                self.switch(false, limit)?;
+            let thawed = match self.is_frozen() {
+                Ok(true) => self.switch(false, limit),
+                other => other.map(drop),
+            };
+            match thawed {
+                Err(error) if !error.is_gone() && !matches!(error, Error::NoFreezer) => {
+                    return Err(error);
+                }
+                _ => {}
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -484,7 +506,7 @@ fn waits_for_vfork(pid: u32) -> bool {
 }
 
 /// Where `/proc/PID/cgroup` says that a process is in cgroup v2.
-fn unified_path(text: &str) -> Option<&str> {
+pub(crate) fn unified_path(text: &str) -> Option<&str> {
     text.lines()
         .find_map(|l| l.strip_prefix("0::/"))
         .filter(|p| !p.split('/').any(|c| c == ".."))
@@ -518,12 +540,12 @@ fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
 fn collect_pids(dir: &Path, pids: &mut Vec<u32>) -> Result<(), Error> {
     match fs::read_to_string(dir.join("cgroup.procs")) {
         Ok(text) => pids.extend(text.lines().filter_map(|l| l.parse::<u32>().ok())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if is_gone(&e) => return Ok(()),
         Err(e) => return Err(io_error("read", dir, e)),
     }
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if is_gone(&e) => return Ok(()),
         Err(e) => return Err(io_error("read", dir, e)),
     };
     for entry in entries.flatten() {

@@ -10,8 +10,9 @@ use std::sync::Mutex;
 
 use cryo_sys::{process, scm};
 use oci_spec::runtime::LinuxResources;
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::MemfdFlags;
+use rustix::net::Shutdown;
 use rustix::process::Pid;
 
 use crate::protocol::{
@@ -63,6 +64,34 @@ pub struct Started {
     pub pid: Pid,
     /// The master of its terminal, if it has one.
     pub console: Option<OwnedFd>,
+}
+
+/// How long the process in a scope may take to end.
+const RELEASE_LIMIT: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
+
+/// A scope that was made, with a process of ours in it.
+#[derive(Debug)]
+#[must_use = "the scope goes with it"]
+pub struct Enclosed(OwnedFd);
+
+impl Enclosed {
+    /// Ends that process and waits for it. The scope stays if another one is in it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn release(self) -> Result<(), Error> {
+        rustix::net::shutdown(&self.0, Shutdown::Write).map_err(io::Error::from)?;
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, Some(&RELEASE_LIMIT)).map_err(io::Error::from)? {
+            0 => Err(Error::Gone),
+            // That it is reaped, or that nobody is there to say so.
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A process to be run in a running container.
@@ -142,6 +171,21 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// When the kernel refuses; nothing is left behind.
     fn cgroup_namespace(&self, target: &Target) -> Result<OwnedFd, Error>;
 
+    /// Lets systemd make the container's scope, and writes the spec's limits
+    /// there. A process of ours keeps it in being as long as the value lives.
+    ///
+    /// # Errors
+    ///
+    /// When systemd refuses, or a limit is refused; the scope is gone then.
+    fn enclose(&self, target: &Target) -> Result<Enclosed, Error>;
+
+    /// Lets systemd end the container's scope; one that is gone is fine.
+    ///
+    /// # Errors
+    ///
+    /// When it stays, or systemd cannot be asked.
+    fn end_scope(&self, target: &Target) -> Result<(), Error>;
+
     /// Writes other limits into the cgroups of a container that lives. A later
     /// restore goes by its own spec, not by these.
     ///
@@ -205,6 +249,23 @@ impl Zygote {
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        let ours = self.send(request, fds)?;
+        let mut reply = None;
+        loop {
+            match self.receive(ours.as_fd())? {
+                (Answer::Reply(result), fds) => reply = Some(result.map(|r| (r, fds))),
+                (Answer::Done { status }, _) => {
+                    return match reply {
+                        Some(result) => result.map_err(Error::Failed),
+                        None => Err(Error::Died { status }),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Answers the call socket.
+    fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd, Error> {
         let data = serde_json::to_vec(request).map_err(io::Error::from)?;
         let (ours, theirs) = scm::pair()?;
         let mut passed = vec![theirs.as_fd()];
@@ -219,19 +280,7 @@ impl Zygote {
                 _ => Error::Io(e),
             })?;
         }
-        drop(theirs);
-        let mut reply = None;
-        loop {
-            match self.receive(ours.as_fd())? {
-                (Answer::Reply(result), fds) => reply = Some(result.map(|r| (r, fds))),
-                (Answer::Done { status }, _) => {
-                    return match reply {
-                        Some(result) => result.map_err(Error::Failed),
-                        None => Err(Error::Died { status }),
-                    };
-                }
-            }
-        }
+        Ok(ours)
     }
 
     fn call_for_fd(&self, request: &Request) -> Result<OwnedFd, Error> {
@@ -362,6 +411,24 @@ impl Engine for Zygote {
         self.call_for_fd(&Request::CgroupNamespace {
             target: target.clone(),
         })
+    }
+
+    fn enclose(&self, target: &Target) -> Result<Enclosed, Error> {
+        let request = Request::Enclose {
+            target: target.clone(),
+        };
+        let call = self.send(&request, &[])?;
+        match self.receive(call.as_fd())? {
+            (Answer::Reply(reply), _) => reply.map(|_| Enclosed(call)).map_err(Error::Failed),
+            (Answer::Done { status }, _) => Err(Error::Died { status }),
+        }
+    }
+
+    fn end_scope(&self, target: &Target) -> Result<(), Error> {
+        let request = Request::EndScope {
+            target: target.clone(),
+        };
+        self.call(&request, &[]).map(drop)
     }
 
     fn update(&self, target: &Target, resources: &LinuxResources) -> Result<(), Error> {

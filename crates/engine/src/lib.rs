@@ -3,8 +3,8 @@
 //! [`Engine`] is what the shim needs of an engine. [`Zygote`] is the one there
 //! is: youki's libcontainer, which may only run in a process of one thread, so
 //! it runs in workers that a zygote forks ([`zygote`]). Control groups
-//! ([`cgroup`]) are ours, since CRIU and restored containers need more than
-//! libcontainer gives.
+//! ([`cgroup`]) are ours, or those that [`systemd`] hands to us, since CRIU and
+//! restored containers need more than libcontainer gives.
 #![forbid(unsafe_code)]
 
 pub mod adapt;
@@ -24,9 +24,10 @@ mod program;
 pub mod protocol;
 mod resources;
 pub mod spec;
+pub mod systemd;
 mod userns;
 mod worker;
 pub mod zygote;
 
-pub use client::{Engine, Error, ExecSpec, Started, ZYGOTE_ARG, Zygote};
+pub use client::{Enclosed, Engine, Error, ExecSpec, Started, ZYGOTE_ARG, Zygote};
 pub use protocol::{CreateOptions, FailureKind, HookPhase, MappedRoot, Target};

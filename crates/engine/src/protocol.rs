@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use oci_spec::runtime::{LinuxIdMapping, LinuxResources};
 use serde::{Deserialize, Serialize};
 
+use crate::systemd::Scope;
+
 /// Upper bound of a message.
 pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 
@@ -23,6 +25,9 @@ pub struct Target {
     pub bundle: PathBuf,
     /// Where libcontainer keeps its state; it appends the id.
     pub root: PathBuf,
+    /// The scope that it lives in, if systemd places it; else its cgroups are
+    /// those of the spec.
+    pub scope: Option<Scope>,
 }
 
 /// How a container is made; containerd's runtime options.
@@ -75,6 +80,18 @@ pub enum Request {
     /// with the reply.
     CgroupNamespace {
         /// The container.
+        target: Target,
+    },
+    /// Let systemd make the container's scope around the worker, and write the
+    /// spec's resource limits there. The worker stays until the call socket is
+    /// shut down.
+    Enclose {
+        /// The container, with its scope.
+        target: Target,
+    },
+    /// Let systemd end the container's scope.
+    EndScope {
+        /// The container, with its scope.
         target: Target,
     },
     /// Write other limits than the spec's into the container's cgroups. What is
@@ -194,6 +211,8 @@ pub enum FailureKind {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -203,6 +222,7 @@ mod tests {
             id,
             bundle: bundle.into(),
             root: root.into(),
+            scope: Scope::parse(Path::new("a-b.slice:c:d"), "e").ok(),
         })
     }
 
@@ -219,6 +239,8 @@ mod tests {
                 Request::Delete { target: target.clone() },
                 Request::Limit { target: target.clone() },
                 Request::CgroupNamespace { target: target.clone() },
+                Request::Enclose { target: target.clone() },
+                Request::EndScope { target: target.clone() },
                 Request::Update { target: target.clone(), resources: Box::default() },
                 Request::MountRoot {
                     root: MappedRoot {

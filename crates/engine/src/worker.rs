@@ -28,6 +28,7 @@ use crate::program::Program;
 use crate::protocol::{
     CreateOptions, Failure, FailureKind, HookPhase, MappedRoot, Reply, Request, Target,
 };
+use crate::systemd::{self, Scope};
 use crate::{devices, layers, mountpoint, mounts, resources, spec, userns};
 
 /// How long a start waits for the program.
@@ -50,6 +51,10 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<Own
         Request::Delete { target } => delete(&target).map(alone),
         Request::Limit { target } => limit(&target).map(alone),
         Request::CgroupNamespace { target } => cgroup_namespace(&target),
+        Request::Enclose { target } => enclose(&target).map(alone),
+        Request::EndScope { target } => systemd::stop(scope_of(&target)?)
+            .map_err(systemd_failure)
+            .map(|()| alone(Reply::Ok)),
         Request::Update { target, resources } => update(&target, *resources).map(alone),
         Request::MountRoot { root, dir } => mount_root(&root, &dir),
         Request::Hooks {
@@ -79,10 +84,13 @@ fn create(
     options: CreateOptions,
 ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
     let mut spec = spec::load(&target.bundle).map_err(spec_failure)?;
-    let cgroups = cgroups_of(&spec)?;
+    let cgroups = cgroups_of(target, &spec)?;
     adapt(&mut spec, &target.bundle, &cgroups).map_err(spec_failure)?;
     if let Some(root) = spec.root() {
         mountpoint::make_cwd(root.path(), &spec).map_err(|e| failure(FailureKind::Other, &e))?;
+    }
+    if let (Some(_), Some(linux)) = (&target.scope, spec.linux_mut()) {
+        linux.set_cgroups_path(Some(cgroups.path()));
     }
     cgroups
         .create()
@@ -251,18 +259,15 @@ fn delete(target: &Target) -> Result<Reply, Failure> {
 
 fn limit(target: &Target) -> Result<Reply, Failure> {
     let spec = spec::load(&target.bundle).map_err(spec_failure)?;
-    let cgroups = cgroups_of(&spec)?;
-    limit_devices(&cgroups, &spec)?;
-    if let Some(wanted) = resources_of(&spec) {
-        resources::limit(&cgroups, wanted).map_err(|e| failure(e.kind(), &e))?;
-    }
+    let cgroups = cgroups_of(target, &spec)?;
+    limit_all(&cgroups, &spec)?;
     Ok(Reply::Ok)
 }
 
 /// The worker goes where the container will be: its end takes it out again.
 fn cgroup_namespace(target: &Target) -> Result<(Reply, Vec<OwnedFd>), Failure> {
     let spec = spec::load(&target.bundle).map_err(spec_failure)?;
-    cgroups_of(&spec)?
+    cgroups_of(target, &spec)?
         .join(std::process::id())
         .map_err(|e| failure(FailureKind::Other, &e))?;
     let made = unshare_cgroups().and_then(|()| File::open("/proc/self/ns/cgroup"));
@@ -271,6 +276,47 @@ fn cgroup_namespace(target: &Target) -> Result<(Reply, Vec<OwnedFd>), Failure> {
         message: format!("cannot make the container's cgroup namespace: {e}"),
     })?;
     Ok((Reply::Ok, vec![made.into()]))
+}
+
+fn limit_all(cgroups: &Cgroups, spec: &Spec) -> Result<(), Failure> {
+    limit_devices(cgroups, spec)?;
+    match resources_of(spec) {
+        Some(wanted) => resources::limit(cgroups, wanted).map_err(|e| failure(e.kind(), &e)),
+        None => Ok(()),
+    }
+}
+
+/// This worker is the scope's first process, and stays until the container's is there.
+fn enclose(target: &Target) -> Result<Reply, Failure> {
+    let spec = spec::load(&target.bundle).map_err(spec_failure)?;
+    let cgroups = cgroups_of(target, &spec)?;
+    systemd::start(scope_of(target)?, &target.id, std::process::id()).map_err(systemd_failure)?;
+    cgroups
+        .create()
+        .map_err(|e| failure(FailureKind::Other, &e))?;
+    limit_all(&cgroups, &spec)?;
+    tell_limits(target, &cgroups)?;
+    Ok(Reply::Ok)
+}
+
+fn scope_of(target: &Target) -> Result<&Scope, Failure> {
+    target.scope.as_ref().ok_or_else(|| Failure {
+        kind: FailureKind::Other,
+        message: "the container has no scope of systemd".to_owned(),
+    })
+}
+
+fn tell_limits(target: &Target, cgroups: &Cgroups) -> Result<(), Failure> {
+    match &target.scope {
+        Some(scope) => systemd::tell_limits(scope, cgroups).map_err(|e| Failure {
+            message: format!(
+                "the limits are in force until systemd undoes them: {}",
+                chain(&e)
+            ),
+            kind: e.kind(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn limit_devices(cgroups: &Cgroups, spec: &Spec) -> Result<(), Failure> {
@@ -283,14 +329,18 @@ fn resources_of(spec: &Spec) -> Option<&LinuxResources> {
 
 fn update(target: &Target, wanted: LinuxResources) -> Result<Reply, Failure> {
     let spec = spec::load(&target.bundle).map_err(spec_failure)?;
-    let cgroups = cgroups_of(&spec)?;
+    let cgroups = cgroups_of(target, &spec)?;
     resources::update(&cgroups, wanted).map_err(|e| failure(e.kind(), &e))?;
+    tell_limits(target, &cgroups)?;
     Ok(Reply::Ok)
 }
 
-fn cgroups_of(spec: &Spec) -> Result<Cgroups, Failure> {
-    Cgroups::at(&spec::cgroup_path(spec).map_err(spec_failure)?)
-        .map_err(|e| failure(FailureKind::Spec, &e))
+fn cgroups_of(target: &Target, spec: &Spec) -> Result<Cgroups, Failure> {
+    let path = match &target.scope {
+        Some(scope) => scope.path().to_owned(),
+        None => spec::cgroup_path(spec).map_err(spec_failure)?,
+    };
+    Cgroups::at(&path).map_err(|e| failure(FailureKind::Spec, &e))
 }
 
 fn hooks(target: &Target, phases: &[HookPhase], pid: i32) -> Result<Reply, Failure> {
@@ -337,6 +387,10 @@ fn hooks_of(
         HookPhase::Poststart => (hooks.poststart().as_ref(), ContainerStatus::Running),
         HookPhase::Poststop => (hooks.poststop().as_ref(), ContainerStatus::Stopped),
     }
+}
+
+fn systemd_failure(error: systemd::Error) -> Failure {
+    failure(error.kind(), &error)
 }
 
 fn spec_failure(error: spec::Error) -> Failure {
@@ -470,6 +524,7 @@ mod tests {
             id: "a".to_owned(),
             bundle: dir.path().to_owned(),
             root: PathBuf::from("/nonexistent"),
+            scope: None,
         };
         let failure = limit(&target).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Spec);

@@ -99,11 +99,17 @@ fn start(socket: &mut OwnedFd, data: &[u8], mut fds: Vec<OwnedFd>) -> io::Result
             if let Ok(null) = File::open("/dev/null") {
                 let _ = rustix::io::dup3(&null, socket, DupFlags::CLOEXEC);
             }
+            let stays = matches!(request, Request::Enclose { .. });
             let (result, fds) = match worker::run(request, fds) {
                 Ok((reply, fds)) => (Ok(reply), fds),
                 Err(failure) => (Err(failure), Vec::new()),
             };
+            let stays = stays && result.is_ok();
             let sent = send(&call, &Answer::Reply(result), &fds);
+            if stays && sent.is_ok() {
+                // Until the shim shuts its end down, or is gone.
+                let _ = scm::recv(call.as_fd(), MAX_MESSAGE_BYTES);
+            }
             process::exit_now(if sent.is_ok() { 0 } else { 1 })
         }
         Fork::Parent(pid) => Ok(Some(Worker {

@@ -55,6 +55,7 @@ fn target(bundle: &Path) -> Target {
         id: "test".to_owned(),
         bundle: bundle.to_owned(),
         root: bundle.join("engine"),
+        scope: None,
     }
 }
 

@@ -89,8 +89,7 @@ fn features() -> serde_json::Value {
         ],
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
-            // The option SystemdCgroup is refused.
-            "cgroup": { "v1": true, "v2": true, "systemd": false },
+            "cgroup": { "v1": true, "v2": true, "systemd": true },
             // libcontainer 0.7, src/seccomp/mod.rs: translate_action, translate_arch, translate_op.
             "seccomp": {
                 "enabled": true,

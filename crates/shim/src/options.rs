@@ -97,11 +97,6 @@ impl RuntimeOptions {
             }
             _ => Self::default(),
         };
-        if options.systemd_cgroup {
-            return Err(TaskError::InvalidArgument(
-                "the runtime option SystemdCgroup is not supported by cryo: set it to false for this runtime, and cgroupDriver to cgroupfs".to_owned(),
-            ));
-        }
         if let Some(root) = options.state_root() {
             let plain = |c| matches!(c, Component::RootDir | Component::Normal(_));
             if !root.is_absolute() || !root.components().all(plain) || root.parent().is_none() {
@@ -224,12 +219,14 @@ mod tests {
                     w.criu_work_path = "/w".into();
                 },
             ),
-            // Without effect.
             (
-                |o| o.systemd_cgroup = false,
-                "SystemdCgroup = false",
-                |_| {},
+                |o| o.systemd_cgroup = true,
+                "SystemdCgroup = true",
+                |w| {
+                    w.systemd_cgroup = true;
+                },
             ),
+            // Without effect.
             (|o| o.binary_name = "x".into(), "BinaryName = 'x'", |_| {}),
             (
                 |o| o.criu_image_path = "/i".into(),
@@ -324,12 +321,11 @@ mod tests {
     }
 
     #[test]
-    fn bad_ones_and_systemd_are_refused() {
+    fn bad_ones_are_refused() {
         for bad in [
             any("containerd.runc.v1.Options", vec![0xff]),
             any("runtimeoptions.v1.Options", vec![0xff]),
             generic("IoUid = 'seven'"),
-            generic("SystemdCgroup = true"),
             generic("Root = 'relative'"),
             generic("Root = '/a/../b'"),
             generic("Root = '/'"),

@@ -14,7 +14,9 @@ use std::time::Duration;
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::shim_async::{TaskClient, create_task};
-use cryo_engine::{CreateOptions, Engine, Error, ExecSpec, HookPhase, MappedRoot, Started, Target};
+use cryo_engine::{
+    CreateOptions, Enclosed, Engine, Error, ExecSpec, HookPhase, MappedRoot, Started, Target,
+};
 use cryo_shim::events::Recorder;
 use cryo_shim::serve::{TASK_V2, both_versions};
 use cryo_shim::task::context::Shared;
@@ -105,6 +107,14 @@ impl Engine for Shells {
 
     fn cgroup_namespace(&self, _: &Target) -> Result<OwnedFd, Error> {
         Err(Error::Gone)
+    }
+
+    fn enclose(&self, _: &Target) -> Result<Enclosed, Error> {
+        Err(Error::Gone)
+    }
+
+    fn end_scope(&self, _: &Target) -> Result<(), Error> {
+        Ok(())
     }
 
     fn update(&self, _: &Target, resources: &LinuxResources) -> Result<(), Error> {

@@ -57,9 +57,11 @@ pub struct Descriptor {
     pub annotations: HashMap<String, String>,
 }
 
-/// `containerd.runc.v1.Options`, what a restore from an image path needs of it.
+/// `containerd.runc.v1.Options`, what a restore from an image path and `SystemdCgroup` need of it.
 #[derive(Clone, PartialEq, Message)]
 pub struct RuncOptions {
+    #[prost(bool, tag = "9")]
+    pub systemd_cgroup: bool,
     #[prost(string, tag = "10")]
     pub criu_image_path: String,
     #[prost(string, tag = "11")]

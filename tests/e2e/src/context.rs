@@ -475,7 +475,7 @@ impl Container {
         let options = image_path.map(|path| {
             RuncOptions {
                 criu_image_path: path.into(),
-                criu_work_path: String::new(),
+                ..Default::default()
             }
             .any()
         });

@@ -80,6 +80,14 @@ impl Crictl {
     /// # Errors
     /// What crictl says.
     pub async fn pod(&self, changes: Value) -> anyhow::Result<CrictlPod> {
+        self.pod_under(self.cx.runtime().handler(), changes).await
+    }
+
+    /// As [`Crictl::pod`], under another handler of the runtime.
+    ///
+    /// # Errors
+    /// What crictl says.
+    pub async fn pod_under(&self, handler: &str, changes: Value) -> anyhow::Result<CrictlPod> {
         let name = self.cx.id("pod");
         let mut config = json!({
             "metadata": { "name": name, "uid": format!("uid-{name}"), "namespace": "e2e" },
@@ -92,7 +100,6 @@ impl Crictl {
         });
         merge(&mut config, changes);
         let config = self.write("pod.json", &config)?;
-        let handler = self.cx.runtime().handler();
         let id = self.output(&["runp", "-r", handler, &config]).await?;
         let id = id.trim().to_owned();
         self.cx.adopt_pod(&self.node, &id);

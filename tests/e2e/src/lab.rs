@@ -268,6 +268,11 @@ impl Node {
         }
     }
 
+    /// Whether its first process is systemd (`LAB_INIT` of `hack/lab`).
+    pub fn has_systemd(&self) -> bool {
+        self.host("/run/systemd/system").is_dir()
+    }
+
     /// The path on the host of a path in the node.
     pub fn host(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))

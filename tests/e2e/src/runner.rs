@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use rustix::thread::CapabilitySet;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -34,6 +35,8 @@ pub struct Test {
     alone: bool,
     limit: Duration,
     tools: &'static [&'static str],
+    systemd: Option<bool>,
+    capable: bool,
     difference: Option<Difference>,
 }
 
@@ -64,6 +67,8 @@ impl Test {
             alone: false,
             limit: LIMIT,
             tools: &[],
+            systemd: None,
+            capable: false,
             difference: None,
         }
     }
@@ -87,6 +92,27 @@ impl Test {
     #[must_use]
     pub fn needs(mut self, tools: &'static [&'static str]) -> Self {
         self.tools = tools;
+        self
+    }
+
+    /// Needs nodes whose first process is systemd, which those of `hack/vm` are.
+    #[must_use]
+    pub fn with_systemd(mut self) -> Self {
+        self.systemd = Some(true);
+        self
+    }
+
+    /// Has a meaning only on nodes without systemd, which those of a machine's lab are.
+    #[must_use]
+    pub fn without_systemd(mut self) -> Self {
+        self.systemd = Some(false);
+        self
+    }
+
+    /// Needs CAP_SYS_RESOURCE, which a machine's owner may have given away.
+    #[must_use]
+    pub fn with_all_capabilities(mut self) -> Self {
+        self.capable = true;
         self
     }
 
@@ -243,6 +269,7 @@ fn run_all(tests: Vec<Test>, runtime: Runtime, threads: usize, report: &mut Repo
             "lab up and warm in {:.1} s",
             started.elapsed().as_secs_f64()
         );
+        let tests = with_their_nodes(tests, lab.nodes(), report);
         let tests = with_their_tools(tests, report).await;
         let before = census(lab.nodes()).await;
         run_in(&lab, tests, runtime, threads.max(1), report).await;
@@ -261,6 +288,35 @@ fn run_all(tests: Vec<Test>, runtime: Runtime, threads: usize, report: &mut Repo
         }
     });
     tokio.shutdown_background();
+}
+
+/// Tests for other nodes or machines than these are reported as ignored; the others come back.
+fn with_their_nodes(tests: Vec<Test>, nodes: &[Node], report: &mut Report) -> Vec<Test> {
+    let systemd = nodes.iter().all(Node::has_systemd);
+    let capable = has_cap_sys_resource();
+    let mut able = Vec::new();
+    for test in tests {
+        let reason = match test.systemd {
+            Some(false) if systemd => Some("the nodes have systemd; it is run by `make test`"),
+            Some(true) if !systemd => {
+                Some("needs a node with systemd and cgroup v2 alone; it is run by `make test-vm`")
+            }
+            _ if test.capable && !capable => {
+                Some("this machine has no CAP_SYS_RESOURCE; it is run by `make test-vm`")
+            }
+            _ => None,
+        };
+        match reason {
+            Some(reason) => report.add(test.name, Outcome::Ignored(reason.into())),
+            None => able.push(test),
+        }
+    }
+    able
+}
+
+fn has_cap_sys_resource() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE))
 }
 
 /// Makes the tools that the tests need. Those whose tools cannot be had are reported as

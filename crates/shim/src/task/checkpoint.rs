@@ -213,7 +213,10 @@ impl Drop for Frozen<'_> {
         } else {
             cgroups.thaw(FREEZE_LIMIT)
         };
-        if let Err(error) = result {
+        if let Err(error) = result
+            // One that ended may have lost its cgroup with it.
+            && !error.is_gone()
+        {
             let wanted = if self.before { "frozen" } else { "thawed" };
             tracing::error!(%error, "the container is not {wanted} as it was");
         }

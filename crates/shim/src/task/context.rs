@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cryo_engine::cgroup::Cgroups;
-use cryo_engine::{Engine, Target, spec};
+use cryo_engine::systemd::Scope;
+use cryo_engine::{Enclosed, Engine, Target, spec};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +94,34 @@ impl Context {
         }
     }
 
+    /// Has systemd make the container's scope, if it is to have one. The scope
+    /// goes with what comes back, unless a process of the container is in it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What systemd or the kernel refuses.
+    pub fn enclose(&self) -> Result<Option<Enclosed>, TaskError> {
+        let scope = self.record.scope.as_ref();
+        scope
+            .map(|_| self.shared.engine.enclose(&self.target()))
+            .transpose()
+            .map_err(from_engine)
+    }
+
+    /// Kills what is in the container's cgroups and removes them. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What stays.
+    pub fn remove_cgroups(&self) -> Result<(), TaskError> {
+        self.cgroups.kill(KILL_LIMIT).map_err(internal)?;
+        if self.record.scope.is_some() {
+            let engine = &self.shared.engine;
+            engine.end_scope(&self.target()).map_err(from_engine)?;
+        }
+        self.cgroups.remove().map_err(internal)
+    }
+
     /// `/run/cryo/NAMESPACE/ID`
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
@@ -113,8 +142,11 @@ pub struct Record {
     pub id: String,
     /// Its bundle.
     pub bundle: PathBuf,
-    /// Its `linux.cgroupsPath`.
+    /// Where its cgroups are: its `linux.cgroupsPath`, or that of its scope.
     pub cgroup_path: PathBuf,
+    /// The scope that systemd keeps for it, with `SystemdCgroup`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
     /// What shares the shim: the id of the pod's sandbox, or its own.
     pub group: String,
 }
@@ -133,6 +165,7 @@ impl Record {
             id: self.id.clone(),
             bundle: self.bundle.clone(),
             root: state_dir.join("engine"),
+            scope: self.scope.clone(),
         }
     }
 
@@ -187,6 +220,9 @@ impl Record {
             note(cgroups.kill(KILL_LIMIT).map_err(internal));
             // libcontainer gives up before cgroups that the container made itself.
             note(cgroups.remove_below().map_err(internal));
+        }
+        if self.scope.is_some() {
+            note(engine.end_scope(&target).map_err(from_engine));
         }
         if restored {
             note(
@@ -250,6 +286,7 @@ mod tests {
             id: "id".to_owned(),
             bundle: "/b".into(),
             cgroup_path: "/ns/id".into(),
+            scope: Scope::parse(Path::new("a-b.slice:c:d"), "id").ok(),
             group: "pod".to_owned(),
         };
         record.save(&state).unwrap();

@@ -8,12 +8,12 @@ use std::path::Path;
 use cryo_checkpoint::image_dir::{self, ImageDir};
 use cryo_criu::request::{EXTERNAL_NETNS, EXTERNAL_PIDNS, JoinKind, JoinNs, NetworkLockMethod};
 use cryo_criu::{Bind, Control, Event, External, MountPlan, Refusal, RestoreOptions};
-use cryo_engine::{HookPhase, Started, mountpoint, spec};
+use cryo_engine::{Enclosed, HookPhase, Started, mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
 
 use super::config::Config;
-use super::context::{Context, KILL_LIMIT, from_engine, internal};
+use super::context::{Context, from_engine, internal};
 use super::criu::{self, WorkDir};
 use super::gate::{Gate, Refused};
 use super::settings;
@@ -34,12 +34,15 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     let images = open_images(context)?;
     mountpoint::make_all(&context.record.rootfs(), &context.spec).map_err(internal)?;
     let half_done = HalfDone(Some(context));
-    context.cgroups.create().map_err(internal)?;
-    context
-        .shared
-        .engine
-        .limit(&context.target())
-        .map_err(from_engine)?;
+    let mut enclosed = context.enclose()?;
+    if enclosed.is_none() {
+        context.cgroups.create().map_err(internal)?;
+        context
+            .shared
+            .engine
+            .limit(&context.target())
+            .map_err(from_engine)?;
+    }
 
     let work = WorkDir::create(context, "restore")?;
     let root = work.path().join("root");
@@ -85,7 +88,7 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     let mut refused = None;
     let mut notify = |event: &Event, fd: Option<OwnedFd>| {
         let answer = match event {
-            Event::SetupNamespaces { pid } => set_up(context, *pid, &mut gate),
+            Event::SetupNamespaces { pid } => set_up(context, *pid, enclosed.take(), &mut gate),
             Event::PreResume => {
                 checked = true;
                 gate.check(&context.cgroups).map_err(from_gate)
@@ -143,11 +146,7 @@ impl Drop for HalfDone<'_> {
         let Some(context) = self.0 else {
             return;
         };
-        let undone = context
-            .cgroups
-            .kill(KILL_LIMIT)
-            .and_then(|()| context.cgroups.remove());
-        if let Err(error) = undone {
+        if let Err(error) = context.remove_cgroups() {
             tracing::error!(%error, "parts of a failed restore stay");
         }
     }
@@ -285,8 +284,16 @@ fn from_gate(refused: Refused) -> TaskError {
 }
 
 /// The first process is there, alone: what it forks inherits its cgroups.
-fn set_up(context: &Context, pid: i32, gate: &mut Gate) -> Result<(), TaskError> {
+fn set_up(
+    context: &Context,
+    pid: i32,
+    enclosed: Option<Enclosed>,
+    gate: &mut Gate,
+) -> Result<(), TaskError> {
     context.cgroups.join(pid.unsigned_abs()).map_err(internal)?;
+    enclosed
+        .map_or(Ok(()), Enclosed::release)
+        .map_err(from_engine)?;
     gate.placed(pid)
         .map_err(|e| TaskError::io("cannot read the first process's cgroups", &e))?;
     let phases = [HookPhase::Prestart, HookPhase::CreateRuntime];

@@ -9,10 +9,12 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::shim::oci;
 use containerd_shim_protos::shim_async::Task;
 use cryo_criu::Abort;
-use cryo_engine::CreateOptions;
 use cryo_engine::cgroup::Cgroups;
 use cryo_engine::spec;
+use cryo_engine::systemd::{self, Scope};
+use cryo_engine::{CreateOptions, Enclosed};
 use cryo_sys::process;
+use oci_spec::runtime::Spec;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::empty::Empty;
 use protobuf::{EnumOrUnknown, Message as _};
@@ -255,13 +257,15 @@ impl Service {
         let hold = self.shared.reaper.hold();
         let maker = Arc::clone(context);
         let (started, hold) = blocking(move || {
+            let enclosed = maker.enclose()?;
             let engine = &maker.shared.engine;
-            Ok((
-                engine
-                    .create(&maker.target(), ends, options)
-                    .map_err(from_engine)?,
-                hold,
-            ))
+            let started = engine
+                .create(&maker.target(), ends, options)
+                .map_err(from_engine)?;
+            enclosed
+                .map_or(Ok(()), Enclosed::release)
+                .map_err(from_engine)?;
+            Ok((started, hold))
         })
         .await?;
         if let Some(master) = started.console {
@@ -313,7 +317,11 @@ fn prepare(
         )));
     }
     let group = bootstrap::group_in(spec.annotations().as_ref(), &id);
-    let cgroup_path = spec::cgroup_path(&spec).map_err(from_spec)?;
+    let scope = scope(&spec, &id, &options)?;
+    let cgroup_path = match &scope {
+        Some(scope) => scope.path().to_owned(),
+        None => spec::cgroup_path(&spec).map_err(from_spec)?,
+    };
     let cgroups = Cgroups::at(&cgroup_path).map_err(internal)?;
     // Two containers in one cgroup would freeze and end each other.
     let others = cgroups.pids().map_err(internal)?;
@@ -329,6 +337,7 @@ fn prepare(
         group,
         bundle,
         cgroup_path,
+        scope,
     };
     let state = state_dir(&shared.state_root, &shared.namespace, &id);
     if Record::load(&state).is_ok_and(|r| r.is_some()) {
@@ -362,6 +371,17 @@ fn prepare(
         annotations,
         checkpoint,
     })
+}
+
+/// The container's scope, if systemd is to place it.
+fn scope(spec: &Spec, id: &str, options: &RuntimeOptions) -> Result<Option<Scope>, TaskError> {
+    if !options.systemd_cgroup {
+        return Ok(None);
+    }
+    systemd::available().map_err(|e| TaskError::FailedPrecondition(e.to_string()))?;
+    let path = spec.linux().as_ref().and_then(|l| l.cgroups_path().clone());
+    let scope = Scope::parse(&path.unwrap_or_default(), id);
+    scope.map(Some).map_err(from_spec)
 }
 
 /// Ids become parts of paths.

@@ -25,6 +25,7 @@ mod restart;
 mod restore;
 mod spec;
 mod stdio;
+mod systemd;
 mod upgrade;
 
 use std::process::ExitCode;
@@ -37,6 +38,9 @@ use cryo_e2e::crictl::TOOLS as CRICTL;
 use cryo_e2e::events::Events;
 use cryo_e2e::runtime::Runtime;
 use cryo_e2e::test;
+
+/// Why a test of `SystemdCgroup` has no meaning with the Go shim.
+const OWN_HANDLER: &str = "the handler with SystemdCgroup is one of cryo's";
 
 /// Why a test of the node configuration has no meaning with the Go shim.
 const NO_CONFIGURATION: &str =
@@ -134,6 +138,25 @@ fn main() -> ExitCode {
         test!(stdio::a_restored_container_has_a_logger),
         test!(stdio::a_terminal_has_a_logger),
         test!(stdio::a_logger_that_does_not_start_is_an_error),
+        test!(systemd::pods_live_in_scopes_of_their_slice)
+            .with_systemd()
+            .needs(CRICTL)
+            .not_on_runc(OWN_HANDLER),
+        test!(systemd::a_checkpoint_is_restored_into_a_new_scope)
+            .with_systemd()
+            .not_on_runc(OWN_HANDLER),
+        test!(systemd::an_oom_kill_is_told)
+            .with_systemd()
+            .not_on_runc(OWN_HANDLER),
+        test!(systemd::a_shim_that_is_killed_leaves_no_scope)
+            .with_systemd()
+            .not_on_runc(OWN_HANDLER),
+        test!(systemd::paths_that_are_none_are_refused)
+            .with_systemd()
+            .not_on_runc(OWN_HANDLER),
+        test!(systemd::without_systemd_the_option_is_refused)
+            .without_systemd()
+            .not_on_runc(OWN_HANDLER),
         test!(debug::the_state_is_told)
             .not_on_runc("the Go shim tells its stacks, and has a socket for Go's profiler"),
         test!(debug::the_option_root_moves_the_state)

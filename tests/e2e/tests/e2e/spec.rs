@@ -548,7 +548,7 @@ pub(crate) async fn an_idmapped_mount_is_not_restored(cx: Context) -> anyhow::Re
         options: Some(
             cryo_e2e::containerd::RuncOptions {
                 criu_image_path: image,
-                criu_work_path: String::new(),
+                ..Default::default()
             }
             .any(),
         ),
@@ -589,7 +589,7 @@ pub(crate) async fn info_claims_what_is_true(cx: Context) -> anyhow::Result<()> 
         "{linux}"
     );
     ensure!(linux["selinux"]["enabled"] == false, "{linux}");
-    ensure!(linux["cgroup"]["systemd"] == false, "{linux}");
+    ensure!(linux["cgroup"]["systemd"] == true, "{linux}");
     let names = |value: &Value| -> Vec<String> {
         let all = value.as_array().into_iter().flatten();
         all.filter_map(|v| v.as_str().map(str::to_owned)).collect()
