@@ -394,9 +394,9 @@ fn stdio_keys(files: &FlatDir, ids: Option<TaskIds>) -> Result<[Option<StdioKey>
         }
     }
     for_each_file(files, |file| {
-        let (inode, writes) = match file.object {
-            Object::Pipe { pipe_id, flags } => (pipe_id, flags & 3 == 1),
-            Object::UnixSocket { inode } => (inode, true),
+        let (inode, writes) = match &file.object {
+            Object::Pipe { pipe_id, flags } => (*pipe_id, flags & 3 == 1),
+            Object::Unix(socket) => (socket.inode, true),
             _ => return,
         };
         if let Some(ends) = ends.get_mut(&inode) {
@@ -522,7 +522,7 @@ fn key_of(files: &FlatDir, object: &Object) -> Result<StdioKey, Error> {
             ..
         } => StdioKey::Other(String::from_utf8_lossy(path).into_owned()),
         Object::Pipe { pipe_id, .. } => StdioKey::Pipe(*pipe_id),
-        Object::UnixSocket { inode } => StdioKey::Socket(*inode),
+        Object::Unix(socket) => StdioKey::Socket(socket.inode),
         Object::Tty { info_id } => {
             let name = Kind::TtyInfo.file_name(0);
             for terminal in read::<Terminal>(files, &name)? {

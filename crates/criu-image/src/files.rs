@@ -1,7 +1,8 @@
-//! Open files: `fdinfo-ID.img` (descriptors), `files.img` (what they refer to) and
-//! `tty-info.img` (terminals).
+//! Open files: `fdinfo-ID.img` (descriptors), `files.img` (what they refer to), `tty-info.img`
+//! (terminals) and `fs-PID.img` (root and working directory).
 
-use crate::msg::{FdinfoEntry, FileEntry, TtyInfoEntry};
+use crate::msg::{FdinfoEntry, FileEntry, FsEntry, TtyInfoEntry};
+use crate::sockets::{InetSocket, NetlinkSocket, PacketSocket, UnixSocket};
 use crate::{At, Error, Kind, View};
 
 /// One descriptor of a table.
@@ -72,10 +73,13 @@ pub enum Object {
         info_id: u32,
     },
     /// A unix socket.
-    UnixSocket {
-        /// Its inode number at the dump.
-        inode: u32,
-    },
+    Unix(UnixSocket),
+    /// An internet socket.
+    Inet(InetSocket),
+    /// A packet socket.
+    Packet(PacketSocket),
+    /// A netlink socket.
+    Netlink(NetlinkSocket),
     /// Anything else, by CRIU's number of the type.
     Other(i32),
 }
@@ -108,18 +112,16 @@ impl View for OpenFile {
                     pipe_id: at.need(fifo.pipe_id, "fifo.pipe_id")?,
                 }
             }
-            5 => {
-                let socket = at.need(wire.usk, "usk")?;
-                Object::UnixSocket {
-                    inode: at.need(socket.ino, "usk.ino")?,
-                }
-            }
+            4 => Object::Inet(InetSocket::from_wire(&at.need(wire.isk, "isk")?, at)?),
+            5 => Object::Unix(UnixSocket::from_wire(at.need(wire.usk, "usk")?, at)?),
+            10 => Object::Packet(PacketSocket::from_wire(&at.need(wire.psk, "psk")?, at)?),
             11 => {
                 let tty = at.need(wire.tty, "tty")?;
                 Object::Tty {
                     info_id: at.need(tty.tty_info_id, "tty.tty_info_id")?,
                 }
             }
+            13 => Object::Netlink(NetlinkSocket::from_wire(&at.need(wire.nlsk, "nlsk")?, at)?),
             other => Object::Other(other),
         };
         Ok(Self {
@@ -153,6 +155,59 @@ impl View for Terminal {
             tty_type: at.need(wire.r#type, "type")?,
             rdev: at.need(wire.rdev, "rdev")?,
             dev: wire.dev,
+        })
+    }
+}
+
+/// CRIU's name of a type of files; `None` for those of a newer CRIU.
+pub fn type_name(number: i32) -> Option<&'static str> {
+    Some(match number {
+        0 => "UND",
+        1 => "REG",
+        2 => "PIPE",
+        3 => "FIFO",
+        4 => "INETSK",
+        5 => "UNIXSK",
+        6 => "EVENTFD",
+        7 => "EVENTPOLL",
+        8 => "INOTIFY",
+        9 => "SIGNALFD",
+        10 => "PACKETSK",
+        11 => "TTY",
+        12 => "FANOTIFY",
+        13 => "NETLINKSK",
+        14 => "NS",
+        15 => "TUNF",
+        16 => "EXT",
+        17 => "TIMERFD",
+        18 => "MEMFD",
+        19 => "BPFMAP",
+        20 => "PIDFD",
+        _ => return None,
+    })
+}
+
+/// Root, working directory and umask of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    /// The [`OpenFile::id`] of its working directory.
+    pub cwd: u32,
+    /// The [`OpenFile::id`] of its root.
+    pub root: u32,
+    /// Its umask, if recorded.
+    pub umask: Option<u32>,
+}
+
+impl View for Places {
+    type Wire = FsEntry;
+
+    const KIND: Kind = Kind::Fs;
+
+    fn from_wire(wire: Self::Wire, at: At<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            cwd: at.need(wire.cwd_id, "cwd_id")?,
+            root: at.need(wire.root_id, "root_id")?,
+            umask: wire.umask,
         })
     }
 }

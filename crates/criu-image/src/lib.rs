@@ -61,6 +61,8 @@ pub mod msg;
 pub mod pagemap;
 pub mod pstree;
 pub mod registers;
+pub mod security;
+pub mod sockets;
 pub mod stats;
 pub mod task;
 mod view;

@@ -11,10 +11,12 @@
 #![allow(missing_docs)]
 
 mod memory;
+mod objects;
 
 use prost::Message;
 
 pub use memory::*;
+pub use objects::*;
 
 /// `inventory.img`.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -228,6 +230,12 @@ pub struct FileEntry {
     pub id: Option<u32>,
     #[prost(message, optional, tag = "3")]
     pub reg: Option<RegFileEntry>,
+    #[prost(message, optional, tag = "4")]
+    pub isk: Option<InetSkEntry>,
+    #[prost(message, optional, tag = "6")]
+    pub psk: Option<PacketSkEntry>,
+    #[prost(message, optional, tag = "7")]
+    pub nlsk: Option<NetlinkSkEntry>,
     #[prost(message, optional, tag = "16")]
     pub usk: Option<UnixSkEntry>,
     #[prost(message, optional, tag = "17")]
@@ -288,6 +296,14 @@ pub struct UnixSkEntry {
     pub id: Option<u32>,
     #[prost(uint32, optional, tag = "2")]
     pub ino: Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub r#type: Option<u32>,
+    #[prost(uint32, optional, tag = "4")]
+    pub state: Option<u32>,
+    #[prost(uint32, optional, tag = "8")]
+    pub peer: Option<u32>,
+    #[prost(message, optional, tag = "10")]
+    pub opts: Option<SkOptsEntry>,
     #[prost(bytes = "vec", optional, tag = "11")]
     pub name: Option<Vec<u8>>,
 }

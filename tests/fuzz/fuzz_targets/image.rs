@@ -1,13 +1,14 @@
 //! CRIU's image files: framing, messages, views. What is read and written again is the same.
 #![no_main]
 
-use cryo_criu_image::files::{Descriptor, OpenFile, Terminal};
+use cryo_criu_image::files::{Descriptor, OpenFile, Places, Terminal};
 use cryo_criu_image::inventory::{Inventory, TaskIds};
 use cryo_criu_image::mm::MemoryMap;
 use cryo_criu_image::mounts::Mount;
 use cryo_criu_image::pagemap::{Location, Pagemap, PagemapTotals};
 use cryo_criu_image::pstree::{Process, ProcessTree};
 use cryo_criu_image::registers::Thread;
+use cryo_criu_image::security::Security;
 use cryo_criu_image::stats::{DumpStats, RestoreStats};
 use cryo_criu_image::task::Core;
 use cryo_criu_image::{Kind, RawReader, Reader, View, Writer};
@@ -59,6 +60,8 @@ fuzz_target!(|image: &[u8]| {
     views::<Descriptor>(image);
     views::<OpenFile>(image);
     views::<Terminal>(image);
+    views::<Places>(image);
+    views::<Security>(image);
     views::<Mount>(image);
     views::<DumpStats>(image);
     views::<RestoreStats>(image);
