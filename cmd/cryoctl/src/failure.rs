@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use cryo_checkpoint::{memory, source};
 
+use crate::commands::Dialect;
 use crate::text::printable;
 
 /// Why a command ended early.
@@ -21,8 +22,9 @@ impl Failure {
         Self { code, ..self }
     }
 
-    /// Prints `error: …` and `hint: …`. The error's causes follow it after colons.
-    pub(crate) fn report(self) -> ExitCode {
+    /// Prints `error: …` and `hint: …`; in checkpointctl's dialect `Error: …` alone. The error's
+    /// causes follow it after colons.
+    pub(crate) fn report(self, dialect: Dialect) -> ExitCode {
         let broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
             cause
                 .downcast_ref()
@@ -33,6 +35,11 @@ impl Failure {
             return ExitCode::SUCCESS;
         }
         let mut stderr = io::stderr().lock();
+        if dialect == Dialect::Checkpointctl {
+            let line = format!("{:#}", self.error);
+            let _ = writeln!(stderr, "Error: {}", printable(&line));
+            return ExitCode::from(1);
+        }
         // Nowhere is left to say that this failed.
         let _ = writeln!(stderr, "error: {}", printable(&format!("{:#}", self.error)));
         if let Some(hint) = self.hint {

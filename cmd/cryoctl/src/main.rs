@@ -22,14 +22,10 @@ mod newfile;
 mod progress;
 mod table;
 mod text;
+mod tree;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    match commands::Cryoctl::parse().run() {
-        Ok(code) => code,
-        Err(failure) => failure.report(),
-    }
+    commands::main(std::env::args_os().collect())
 }

@@ -23,7 +23,7 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Bytes as checkpointctl prints them: one decimal, binary units up to GiB.
+/// Bytes as checkpointctl prints them: one decimal, binary units up to TiB.
 pub(crate) fn bytes(count: u64) -> String {
     const KIB: f64 = 1024.0;
     let float = count as f64;
@@ -31,7 +31,8 @@ pub(crate) fn bytes(count: u64) -> String {
         0..0x400 => format!("{count} B"),
         0x400..0x10_0000 => format!("{:.1} KiB", float / KIB),
         0x10_0000..0x4000_0000 => format!("{:.1} MiB", float / KIB / KIB),
-        _ => format!("{:.1} GiB", float / KIB / KIB / KIB),
+        0x4000_0000..0x100_0000_0000 => format!("{:.1} GiB", float / KIB / KIB / KIB),
+        _ => format!("{:.1} TiB", float / KIB / KIB / KIB / KIB),
     }
 }
 
@@ -42,6 +43,28 @@ pub(crate) fn microseconds(count: u32) -> String {
         1_000..1_000_000 => format!("{:.1} ms", f64::from(count) / 1e3),
         _ => format!("{:.2} s", f64::from(count) / 1e6),
     }
+}
+
+/// A time of so many microseconds with five digits at most, as checkpointctl prints it.
+pub(crate) fn short_duration(count: u64) -> String {
+    let (value, unit) = match count {
+        0..1_000 => return format!("{count} µs"),
+        1_000..1_000_000 => (count as f64 / 1e3, "ms"),
+        _ => (count as f64 / 1e6, "s"),
+    };
+    let decimals = match value {
+        0.0..9.99995 => 4,
+        9.99995..99.9995 => 3,
+        99.9995..999.995 => 2,
+        999.995..9999.95 => 1,
+        _ => 0,
+    };
+    let digits = format!("{value:.decimals$}");
+    let digits = match digits.contains('.') {
+        true => digits.trim_end_matches('0').trim_end_matches('.'),
+        false => &digits,
+    };
+    format!("{digits} {unit}")
 }
 
 #[cfg(test)]
@@ -57,6 +80,7 @@ mod tests {
             (722_022, "705.1 KiB"),
             (1 << 20, "1.0 MiB"),
             (5 << 30, "5.0 GiB"),
+            (5 << 40, "5.0 TiB"),
         ];
         for (count, text) in sizes {
             assert_eq!(bytes(count), text);
@@ -68,6 +92,23 @@ mod tests {
             (2_500_000, "2.50 s"),
         ] {
             assert_eq!(microseconds(count), text);
+        }
+    }
+
+    #[test]
+    fn short_durations() {
+        for (count, text) in [
+            (753, "753 µs"),
+            (18_746, "18.746 ms"),
+            (147_720, "147.72 ms"),
+            (999_999, "1000 ms"),
+            (100_000, "100 ms"),
+            (20_000, "20 ms"),
+            (1_500_000, "1.5 s"),
+            (12_345_678, "12.346 s"),
+            (123_456_789_000, "123457 s"),
+        ] {
+            assert_eq!(short_duration(count), text);
         }
     }
 

@@ -533,3 +533,177 @@ fn failures_that_are_not_there_or_cannot_be_read() {
     assert_eq!(outcome.stdout.lines().count(), 3, "{}", outcome.stdout);
     assert_eq!(outcome.stderr, "error: kept/300.json is a symbolic link\n");
 }
+
+/// Runs it by another name.
+#[must_use]
+fn as_checkpointctl(directory: &Path, arguments: &[&str]) -> Outcome {
+    let name = directory.join("checkpointctl");
+    if !name.exists() {
+        symlink(env!("CARGO_BIN_EXE_cryoctl"), &name).unwrap();
+    }
+    let output = Command::new(name)
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .env("PATH", directory)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    Outcome {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[test]
+fn by_the_name_of_checkpointctl() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| as_checkpointctl(directory.path(), arguments);
+    let cases: [(&[&str], &str); 4] = [
+        (
+            &["show", "gone"],
+            "Error: gone cannot be read: No such file or directory (os error 2)\n",
+        ),
+        (&["wrong"], "Error: unrecognized subcommand 'wrong'\n"),
+        (
+            &["inspect", "--wrong-parameter"],
+            "Error: unexpected argument '--wrong-parameter' found\n",
+        ),
+        (
+            &["inspect", "--format", "yaml", "x"],
+            "Error: invalid value 'yaml' for '--format <FORMAT>'\n",
+        ),
+    ];
+    for (arguments, stderr) in cases {
+        assert_eq!(run(arguments), failed(stderr), "{arguments:?}");
+    }
+    for arguments in [&[][..], &["--help"], &["help"], &["help", "inspect"]] {
+        let outcome = run(arguments);
+        assert_eq!(outcome.code, Some(0), "{arguments:?} {outcome:?}");
+        assert!(outcome.stdout.contains("checkpointctl"), "{outcome:?}");
+        assert_eq!(outcome.stderr, "");
+    }
+    let outcome = run(&["completion", "bash"]);
+    assert!(outcome.stdout.contains("_checkpointctl()"), "{outcome:?}");
+}
+
+#[test]
+fn plugins() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let plugin = |folder: &str, name: &str, script: &str, mode: u32| {
+        fs::create_dir_all(path.join(folder)).unwrap();
+        let file = path.join(folder).join(name);
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    plugin("a", "checkpointctl-show", "echo wrong", 0o755);
+    plugin("a", "checkpointctl-passive", "echo wrong", 0o644);
+    plugin(
+        "b",
+        "checkpointctl-passive",
+        "echo \"$#:$2\"; exit 7",
+        0o755,
+    );
+    plugin("b", "cryoctl-two", "echo ours; exit 42", 0o755);
+    plugin("b", "checkpointctl-two", "echo theirs", 0o755);
+    // What it has started keeps the pipe open for longer than anyone waits.
+    plugin(
+        "b",
+        "cryoctl-slow",
+        "/bin/sleep 60 & echo late; wait",
+        0o755,
+    );
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_cryoctl"))
+            .args(arguments)
+            .env_clear()
+            .env("PATH", format!("{0}/a::{0}/b", path.display()))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| {
+            String::from_utf8(bytes)
+                .unwrap()
+                .replace(path.to_str().unwrap(), "DIR")
+        };
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (code, stdout, _) = run(&["passive", "--all", "two words"]);
+    assert_eq!((code, stdout.as_str()), (Some(7), "2:two words\n"));
+    assert_eq!(run(&["two"]).1, "ours\n");
+    // Our own comes first.
+    assert_eq!(run(&["show", "gone"]).0, Some(1));
+    assert_eq!(run(&["nothing"]).0, Some(2));
+    let (code, stdout, stderr) = run(&["plugin", "list"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert_eq!(
+        stdout,
+        "Available plugins:\n  \
+         passive              (no description)\n                       DIR/b/checkpointctl-passive\n  \
+         show                 (not used: a built-in command has this name)\n                       DIR/a/checkpointctl-show\n  \
+         slow                 (no description)\n                       DIR/b/cryoctl-slow\n  \
+         two                  ours\n                       DIR/b/cryoctl-two\n"
+    );
+}
+
+#[test]
+fn checkpoints_of_two_containers_are_not_compared() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let mut files = fixture::container::archive();
+    fs::write(path.join("a.tar"), fixture::tar(&files)).unwrap();
+    files.insert("config.dump".into(), br#"{"id":"another"}"#.to_vec());
+    fs::write(path.join("b.tar"), fixture::tar(&files)).unwrap();
+    let outcome = cryoctl(path, ["diff", "a.tar", "b.tar"]);
+    assert_eq!(outcome.code, Some(1));
+    assert!(
+        outcome
+            .stderr
+            .starts_with("error: checkpoints are from different containers: A is web (68bb"),
+        "{outcome:?}"
+    );
+    let outcome = cryoctl(
+        path,
+        ["diff", "--format", "json", "--files", "a.tar", "a.tar"],
+    );
+    let json: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(json["memory_changes"]["size_change_bytes"], 0);
+    assert_eq!(json["process_changes"]["unchanged"][1]["pid"], 7);
+    assert_eq!(json["file_changes"].get("added"), None);
+}
+
+#[test]
+fn a_list_goes_on_behind_what_cannot_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    fs::write(
+        path.join("checkpoint-b.tar"),
+        fixture::tar(&fixture::container::archive()),
+    )
+    .unwrap();
+    fs::write(path.join("checkpoint-a.tar"), b"x").unwrap();
+    fs::write(path.join("checkpoint-b.tar.keep"), b"{}").unwrap();
+    fs::write(path.join("other.tar"), b"x").unwrap();
+    let outcome = cryoctl(path, ["list", "."]);
+    assert_eq!(outcome.code, Some(0));
+    assert_eq!(
+        outcome.stderr,
+        "warning: ./checkpoint-a.tar: the archive is cut off at offset 0\n"
+    );
+    assert!(
+        outcome
+            .stdout
+            .contains("13 Mar 26 21:43 UTC   checkpoint-b.tar\n"),
+        "{outcome:?}"
+    );
+    let outcome = cryoctl(path, ["list", "gone"]);
+    assert_eq!(outcome.stdout, "No checkpoints found in [gone]\n");
+}

@@ -3,7 +3,6 @@
 //! [`Summary::of`] takes a checkpoint in any form; memory pages are passed over. What is kept is
 //! bounded: the processes, and a few small files.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -13,9 +12,10 @@ use cryo_criu_image::pstree::ProcessTree;
 use cryo_criu_image::stats::DumpStats;
 use cryo_criu_image::task::Core;
 use cryo_criu_image::{Kind, Reader};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::layout;
+use crate::metadata::Metadata;
 use crate::source::{Error, Form, Source, damaged};
 
 /// What is in a checkpoint.
@@ -227,61 +227,19 @@ impl Size {
     }
 }
 
-/// `config.dump`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Config {
-    id: Option<String>,
-    name: Option<String>,
-    rootfs_image_name: Option<String>,
-    rootfs_image_ref: Option<String>,
-    runtime: Option<String>,
-    created_time: Option<String>,
-    checkpointed_time: Option<String>,
-}
-
-/// `spec.dump`, of which only the annotations are of interest.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Spec {
-    annotations: BTreeMap<String, String>,
-}
-
 /// What the engine knew; `None` of images alone.
 fn container(source: &Source) -> Result<Option<Container>, Error> {
-    let spec: Option<Spec> = source.json(layout::SPEC_DUMP)?;
-    let config: Option<Config> = source.json(layout::CONFIG_DUMP)?;
-    if spec.is_none() && config.is_none() {
-        return Ok(None);
-    }
-    let mut annotations = spec.unwrap_or_default().annotations;
-    let mut annotation = |keys: &[&str]| keys.iter().find_map(|key| annotations.remove(*key));
-    let engine = match annotation(&[layout::ANNOTATION_MANAGER]).as_deref() {
-        Some("libpod") => "podman",
-        Some("cri-o") => "cri-o",
-        _ => "containerd",
-    };
-    let pod = annotation(&["io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"]);
-    let namespace = annotation(&[
-        "io.kubernetes.cri.sandbox-namespace",
-        "io.kubernetes.pod.namespace",
-    ]);
-    // containerd's config.dump has the id of the container as its name.
-    let name = annotation(&[
-        "io.kubernetes.cri.container-name",
-        "io.kubernetes.container.name",
-    ]);
-    let config = config.unwrap_or_default();
-    Ok(Some(Container {
-        id: config.id,
-        name: name.or(config.name),
-        image: config.rootfs_image_name,
-        image_ref: config.rootfs_image_ref,
-        runtime: config.runtime,
-        engine,
-        created: config.created_time,
-        checkpointed: config.checkpointed_time,
-        pod,
-        namespace,
+    let found = Metadata::of(source)?;
+    Ok(found.map(|metadata| Container {
+        id: metadata.id,
+        name: metadata.name,
+        image: metadata.image,
+        image_ref: metadata.image_ref,
+        runtime: metadata.runtime,
+        engine: metadata.engine.as_str(),
+        created: metadata.created,
+        checkpointed: metadata.checkpointed,
+        pod: metadata.pod,
+        namespace: metadata.namespace,
     }))
 }

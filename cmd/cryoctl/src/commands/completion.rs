@@ -20,7 +20,8 @@ pub(super) struct Completion {
 impl Completion {
     pub(super) fn run(self) -> Result<(), Failure> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cryoctl::command(), "cryoctl", &mut script);
+        let name = super::Dialect::of(std::env::args_os().next().as_deref()).name();
+        clap_complete::generate(self.shell, &mut Cryoctl::command(), name, &mut script);
         io::stdout().write_all(&script)?;
         Ok(())
     }

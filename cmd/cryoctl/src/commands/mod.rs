@@ -3,14 +3,23 @@
 mod check;
 mod completion;
 mod core;
+mod diff;
 mod failures;
+mod inspect;
+mod list;
 mod man;
 mod memparse;
+mod plugin;
+mod show;
 mod summary;
 
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::failure::Failure;
 
@@ -39,13 +48,90 @@ Exit codes:
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Show(show::Show),
+    Inspect(inspect::Inspect),
+    Diff(diff::Diff),
+    List(list::List),
     Summary(summary::Summary),
     Check(check::Check),
     Failures(failures::Failures),
     Core(core::Core),
     Memparse(memparse::Memparse),
+    Plugin(plugin::Plugin),
     Completion(completion::Completion),
     Man(man::Man),
+}
+
+/// Runs the command of a command line, which may be that of checkpointctl: whoever calls us by
+/// that name gets its form of errors and its exit codes.
+pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
+    let dialect = Dialect::of(arguments.first().map(OsString::as_os_str));
+    let mut command = Cryoctl::command().name(dialect.name());
+    if dialect == Dialect::Checkpointctl {
+        command = command.disable_help_subcommand(false);
+    }
+    let parsed = command
+        .try_get_matches_from_mut(&arguments)
+        .and_then(|matches| Cryoctl::from_arg_matches(&matches));
+    match parsed {
+        Ok(cryoctl) => match cryoctl.run() {
+            Ok(code) => code,
+            Err(failure) => failure.report(dialect),
+        },
+        Err(error) => {
+            if let (ErrorKind::InvalidSubcommand, [_, name, rest @ ..]) =
+                (error.kind(), arguments.as_slice())
+                && command.find_subcommand(name).is_none()
+                && let Err(failure) = plugin::run_external(name, rest)
+            {
+                return failure.report(dialect);
+            }
+            usage(&error, dialect)
+        }
+    }
+}
+
+/// Whose errors and exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// `error: …`, a hint, 2 for a wrong command line.
+    Cryoctl,
+    /// `Error: …` on one line, 1 for all.
+    Checkpointctl,
+}
+
+impl Dialect {
+    /// That of a program called by this path.
+    fn of(path: Option<&OsStr>) -> Self {
+        match path.and_then(|path| Path::new(path).file_name()) {
+            Some(name) if name == Self::Checkpointctl.name() => Self::Checkpointctl,
+            _ => Self::Cryoctl,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cryoctl => "cryoctl",
+            Self::Checkpointctl => "checkpointctl",
+        }
+    }
+}
+
+/// Prints help and version, or what is wrong with the command line.
+fn usage(error: &clap::Error, dialect: Dialect) -> ExitCode {
+    if dialect == Dialect::Cryoctl || !error.use_stderr() {
+        // Nowhere is left to say that this failed.
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    }
+    let text = error.to_string();
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = io::stdout().write_all(text.as_bytes());
+        return ExitCode::SUCCESS;
+    }
+    let first = text.lines().next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    Failure::from(anyhow::anyhow!("{first}")).report(dialect)
 }
 
 impl Cryoctl {
@@ -53,10 +139,15 @@ impl Cryoctl {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         match self.command {
             Command::Check(command) => return command.run(),
+            Command::Show(command) => command.run(),
+            Command::Inspect(command) => command.run(),
+            Command::Diff(command) => command.run(),
+            Command::List(command) => command.run(),
             Command::Summary(command) => command.run(),
             Command::Failures(command) => command.run(),
             Command::Core(command) => command.run(),
             Command::Memparse(command) => command.run(),
+            Command::Plugin(command) => command.run(),
             Command::Completion(command) => command.run(),
             Command::Man(command) => command.run(),
         }?;

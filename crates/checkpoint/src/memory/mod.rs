@@ -12,6 +12,7 @@ mod cursor;
 pub mod diff;
 pub mod elf;
 pub mod search;
+mod text;
 
 use std::collections::BTreeMap;
 use std::io;

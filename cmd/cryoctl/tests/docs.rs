@@ -1,0 +1,108 @@
+//! The screens in `docs/cryoctl.md`: each `console` block is run and compared.
+//!
+//! A block holds one command after `$ ` and what it prints, stdout before stderr. It runs in a
+//! directory with the files below; to show another one, add it to [`directory`]. The page is
+//! written anew by `CRYO_BLESS=1 cargo test -p cryoctl --test docs`. What cannot run here, such as
+//! commands that need containerd, stands in `text` blocks.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../../crates/checkpoint/tests/fixture/mod.rs"]
+mod fixture;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use fixture::container;
+
+/// ```text
+/// web.tar later.tar     two checkpoints of one container, by containerd's CRI
+/// web.tar.zst           the first one, compressed
+/// images/               the image directory of another one
+/// checkpoints/          what the kubelet leaves behind
+/// cut.tar               half a checkpoint
+/// bin/                  in PATH: cryoctl, a plugin, and a link named checkpointctl
+/// ```
+fn directory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let web = fixture::tar(&container::archive());
+    fs::write(path.join("web.tar"), &web).unwrap();
+    fs::write(path.join("later.tar"), fixture::tar(&container::later())).unwrap();
+    fs::write(
+        path.join("web.tar.zst"),
+        zstd::encode_all(&*web, 3).unwrap(),
+    )
+    .unwrap();
+    fs::write(path.join("cut.tar"), &web[..20_000]).unwrap();
+    fixture::write(&path.join("images"), &fixture::images());
+    let kubelet = path.join("checkpoints");
+    fs::create_dir(&kubelet).unwrap();
+    let name = "checkpoint-web-0_shop-web-2026-03-13T21:43:06Z.tar";
+    fs::write(kubelet.join(name), &web).unwrap();
+
+    let bin = path.join("bin");
+    fs::create_dir(&bin).unwrap();
+    let cryoctl = env!("CARGO_BIN_EXE_cryoctl");
+    symlink(cryoctl, bin.join("cryoctl")).unwrap();
+    symlink(cryoctl, bin.join("checkpointctl")).unwrap();
+    let plugin = bin.join("checkpointctl-hello");
+    let script = "#!/bin/sh\n[ \"$1\" = --plugin-description ] && echo 'Greet somebody' && exit 42\necho \"hello $*\"\n";
+    fs::write(&plugin, script).unwrap();
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
+    directory
+}
+
+/// What a command line prints.
+fn screen(directory: &Path, line: &str) -> String {
+    let words = line.split(' ').filter(|word| !word.is_empty());
+    let mut words = words.map(|word| word.trim_matches('\''));
+    let program = directory.join("bin").join(words.next().unwrap());
+    let output = Command::new(program)
+        .args(words)
+        .current_dir(directory)
+        .env_clear()
+        .env("PATH", directory.join("bin"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8(text)
+        .unwrap()
+        .replace(directory.to_str().unwrap(), "/tmp/cp")
+}
+
+#[test]
+fn the_screens_are_what_is_printed() {
+    const BEGIN: &str = "```console\n$ ";
+    const END: &str = "```\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/cryoctl.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let directory = directory();
+    let mut pieces = page.split(BEGIN);
+    let mut wanted = pieces.next().unwrap().to_owned();
+    let mut commands = 0;
+    for piece in pieces {
+        let (line, rest) = piece.split_once('\n').unwrap();
+        let (_, tail) = match rest.strip_prefix(END) {
+            Some(tail) => ("", tail),
+            None => rest.split_once(&format!("\n{END}")).unwrap(),
+        };
+        let mut shown = screen(directory.path(), line);
+        if !shown.is_empty() && !shown.ends_with('\n') {
+            shown.push('\n');
+        }
+        wanted.push_str(&format!("{BEGIN}{line}\n{shown}{END}{tail}"));
+        commands += 1;
+    }
+    assert!(commands > 0, "no screens");
+    if std::env::var_os("CRYO_BLESS").is_some() {
+        fs::write(&path, &wanted).unwrap();
+    } else {
+        assert!(
+            page == wanted,
+            "docs/cryoctl.md is stale: run `CRYO_BLESS=1 cargo test -p cryoctl --test docs`"
+        );
+    }
+}
