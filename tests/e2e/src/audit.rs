@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::lab::{FIFOS, Node, SCRATCH};
+use crate::patience::PATIENCE;
 
 /// Folders of a node whose entries are counted, with how deep.
 const FOLDERS: [(&str, usize); 11] = [
@@ -28,9 +29,6 @@ const FOLDERS: [(&str, usize); 11] = [
 
 /// Where the Go shim has its containers, by namespaces.
 const GO_SHIM: &str = "/run/containerd/runc";
-
-/// How long things may take to go after the last test.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Processes, mounts, cgroups and files of a node, each with how many there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

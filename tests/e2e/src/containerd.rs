@@ -12,6 +12,7 @@ use std::time::Duration;
 use prost::Message;
 use tonic::{Status, Streaming};
 
+use crate::patience::PATIENCE;
 use crate::rpc::Client;
 
 #[derive(Clone, PartialEq, Message)]
@@ -641,8 +642,7 @@ impl Api {
         id: &str,
         options: CheckpointOptions,
     ) -> Result<CheckpointTaskResponse, Status> {
-        self.checkpoint_within(id, options, Duration::from_secs(40))
-            .await
+        self.checkpoint_within(id, options, PATIENCE).await
     }
 
     pub async fn checkpoint_within(

@@ -24,6 +24,7 @@ use crate::cri::{
 };
 use crate::events::Events;
 use crate::lab::{FIFOS, Lab, Node, SCRATCH};
+use crate::patience::PATIENCE;
 use crate::runtime::Runtime;
 
 /// containerd's namespace of everything that is not a pod.
@@ -334,8 +335,8 @@ impl Context {
                 return first;
             };
             let what = format!("{made:?}");
-            let done = tokio::time::timeout(Duration::from_secs(20), remove(made)).await;
-            let done = done.unwrap_or_else(|_| Err(anyhow::anyhow!("not within 20 s")));
+            let done = tokio::time::timeout(2 * PATIENCE, remove(made)).await;
+            let done = done.unwrap_or_else(|_| Err(anyhow::anyhow!("it does not end")));
             if first.is_ok() {
                 first = done.with_context(|| {
                     format!("clean up {}", what.chars().take(160).collect::<String>())
@@ -383,11 +384,11 @@ async fn remove(made: Made) -> anyhow::Result<()> {
 
 /// Ends and deletes a task in whatever state it is.
 async fn end_task(api: &Api, id: &str) -> anyhow::Result<()> {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + PATIENCE;
     while let Ok(state) = api.state(id).await {
         ensure!(
             Instant::now() < end,
-            "the task {id} is still there after 10 s, in state {state:?}"
+            "the task {id} does not go, in state {state:?}"
         );
         match state {
             State::Stopped | State::Unknown => {
@@ -645,9 +646,9 @@ impl Container {
     /// Waits until the task's process is in this state.
     ///
     /// # Errors
-    /// When it is not within ten seconds.
+    /// When it is not within [`PATIENCE`].
     pub async fn wait_for(&self, wanted: State) -> anyhow::Result<()> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + PATIENCE;
         loop {
             let state = self.state().await?;
             if state == wanted {
@@ -655,7 +656,7 @@ impl Container {
             }
             ensure!(
                 Instant::now() < end,
-                "{} is {state:?} after 10 s, wanted {wanted:?}",
+                "{} stays {state:?}, wanted {wanted:?}",
                 self.id
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -745,7 +746,7 @@ impl Output {
     /// Waits until at least `n` numbers were written.
     ///
     /// # Errors
-    /// When they are not within fifteen seconds.
+    /// When they are not within [`PATIENCE`].
     pub async fn count_to(&self, n: usize) -> anyhow::Result<Vec<u64>> {
         self.until(|text| {
             let numbers = crate::workload::numbers(text);
@@ -767,9 +768,9 @@ impl Output {
     /// Waits until stdout has something that `find` finds.
     ///
     /// # Errors
-    /// When it has not within fifteen seconds; the end of the output is in the text.
+    /// When it has not within [`PATIENCE`]; the end of the output is in the text.
     pub async fn until<T>(&self, find: impl Fn(&str) -> Option<T>) -> anyhow::Result<T> {
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + PATIENCE;
         loop {
             let text = self.stdout();
             if let Some(found) = find(&text) {
@@ -779,7 +780,7 @@ impl Output {
                 let tail: String = text.chars().rev().take(80).collect();
                 let tail: String = tail.chars().rev().collect();
                 bail!(
-                    "not within 15 s; stdout ends {tail:?}, stderr is {:?}",
+                    "waited in vain; stdout ends {tail:?}, stderr is {:?}",
                     self.stderr()
                 );
             }
@@ -790,7 +791,7 @@ impl Output {
     /// Waits until stdout is at its end and returns all of it.
     ///
     /// # Errors
-    /// When it does not end within fifteen seconds.
+    /// When it does not end within [`PATIENCE`].
     pub async fn complete(&self) -> anyhow::Result<String> {
         let bytes = self.complete_bytes().await?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -801,7 +802,7 @@ impl Output {
     /// # Errors
     /// As [`Output::complete`].
     pub async fn complete_bytes(&self) -> anyhow::Result<Vec<u8>> {
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + PATIENCE;
         loop {
             {
                 let mut stdout = lock(&self.stdout.0);
@@ -810,7 +811,7 @@ impl Output {
                 }
                 ensure!(
                     Instant::now() < end,
-                    "stdout did not end within 15 s; {} bytes came",
+                    "stdout does not end; {} bytes came",
                     stdout.bytes.len()
                 );
             }
@@ -999,9 +1000,9 @@ impl PodContainer {
     /// Waits until CRI says it is in this state.
     ///
     /// # Errors
-    /// When it is not within ten seconds.
+    /// When it is not within [`PATIENCE`].
     pub async fn wait_for(&self, wanted: ContainerState) -> anyhow::Result<ContainerStatus> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + PATIENCE;
         loop {
             let status = self.status().await?;
             if status.state() == wanted {
@@ -1009,7 +1010,7 @@ impl PodContainer {
             }
             ensure!(
                 Instant::now() < end,
-                "{} is {:?} after 10 s, wanted {wanted:?}: {} {}",
+                "{} stays {:?}, wanted {wanted:?}: {} {}",
                 self.id,
                 status.state(),
                 status.reason,
@@ -1032,9 +1033,9 @@ impl PodContainer {
     /// Waits until its log has at least `n` numbers.
     ///
     /// # Errors
-    /// When it has not within fifteen seconds.
+    /// When it has not within [`PATIENCE`].
     pub async fn count_to(&self, n: usize) -> anyhow::Result<Vec<u64>> {
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + PATIENCE;
         loop {
             let numbers = self.numbers();
             if numbers.len() >= n {
@@ -1042,7 +1043,7 @@ impl PodContainer {
             }
             ensure!(
                 Instant::now() < end,
-                "{} counted {} of {n} within 15 s",
+                "{} counted {} of {n}",
                 self.id,
                 numbers.len()
             );

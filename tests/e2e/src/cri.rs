@@ -6,7 +6,6 @@
 )]
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use prost::Message;
 use tonic::Status;
@@ -514,11 +513,7 @@ impl Cri {
         };
         let _: Empty = self
             .rpc
-            .call_within(
-                "/runtime.v1.RuntimeService/CheckpointContainer",
-                request,
-                Duration::from_secs(60),
-            )
+            .call("/runtime.v1.RuntimeService/CheckpointContainer", request)
             .await?;
         Ok(())
     }

@@ -2,12 +2,13 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use prost::Message;
 
 use crate::containerd::{Api, TaskEvent, TaskExit};
+use crate::patience::{PATIENCE, until};
 
 static BARRIERS: AtomicU32 = AtomicU32::new(0);
 
@@ -72,7 +73,8 @@ impl Events {
         let events = Self { seen, reader };
         // Subscribed is who sees an event that is published now.
         let barrier = format!("barrier-{}", BARRIERS.fetch_add(1, Ordering::Relaxed));
-        for _ in 0..200 {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
             api.publish("/tasks/e2e", &barrier)
                 .await
                 .context("publish an event")?;
@@ -81,7 +83,7 @@ impl Events {
                 return Ok(events);
             }
         }
-        bail!("containerd sends no events within 2 s of the subscription")
+        bail!("containerd sends no events after the subscription")
     }
 
     /// What was seen of one container, in order.
@@ -106,17 +108,11 @@ impl Events {
     /// Waits until `topic` was seen of `container`.
     ///
     /// # Errors
-    /// When it did not come within ten seconds; the text has what came instead.
+    /// When it did not come; the text has what came instead.
     pub async fn wait_for(&self, container: &str, topic: &str) -> anyhow::Result<Event> {
-        for _ in 0..500 {
-            if let Some(event) = self.of(container).into_iter().find(|e| e.topic == topic) {
-                return Ok(event);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        bail!(
-            "no {topic} of {container} within 10 s; seen: {:?}",
-            self.topics(container)
-        )
+        let find = || Ok(self.of(container).into_iter().find(|e| e.topic == topic));
+        until(&format!("{topic} of {container}"), find)
+            .await
+            .with_context(|| format!("seen: {:?}", self.topics(container)))
     }
 }

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::containerd::Api;
 use crate::cri::Cri;
+use crate::patience::PATIENCE;
 use crate::rpc::Client;
 use crate::runtime::Runtime;
 
@@ -219,7 +220,7 @@ impl Node {
     /// A node that is up.
     ///
     /// # Errors
-    /// When it is not, or its containerd does not answer within ten seconds.
+    /// When it is not, or its containerd does not answer within [`PATIENCE`].
     pub async fn attach(name: &str) -> anyhow::Result<Self> {
         let pid: u32 = lab(&["pid", name])
             .await?
@@ -254,9 +255,9 @@ impl Node {
     /// Waits until containerd and its CRI plugin answer.
     ///
     /// # Errors
-    /// When they do not within fifteen seconds.
+    /// When they do not within [`PATIENCE`].
     pub async fn ready(&self) -> anyhow::Result<()> {
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + PATIENCE;
         loop {
             match self.cri().version().await {
                 Ok(_) => return Ok(()),

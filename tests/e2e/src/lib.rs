@@ -16,6 +16,7 @@ pub mod events;
 pub mod images;
 pub mod lab;
 pub mod reference;
+pub mod patience;
 pub mod rpc;
 pub mod runner;
 pub mod runtime;

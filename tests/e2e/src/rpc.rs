@@ -13,8 +13,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use crate::patience::PATIENCE;
+
 /// How long a unary call may take unless it says otherwise.
-const DEFAULT_DEADLINE: Duration = Duration::from_secs(40);
+const DEFAULT_DEADLINE: Duration = PATIENCE;
 
 /// A connection to one gRPC server. It connects at the first call and again after the
 /// server was restarted, so one value lives as long as the node does.

@@ -20,15 +20,13 @@ use crate::containerd::CheckpointOptions;
 use crate::context::{Container, Context, Output};
 use crate::crictl::Crictl;
 use crate::lab::Node;
+use crate::patience::PATIENCE;
 use crate::workload::{BUSYBOX, PYTHON};
 
 const DRIVER: &str = include_str!("programs/driver.py");
 
 /// The signal that has a program look at its objects.
 const USR1: u32 = 10;
-
-/// How long a pod's program may take to make its objects, and to look at them.
-const LIMIT: Duration = Duration::from_secs(15);
 
 /// One container, with objects in it.
 #[derive(Clone, Copy, Debug)]
@@ -380,7 +378,7 @@ impl Volumes {
 
 /// Waits until a container's log has this line; the log.
 async fn logged(crictl: &Crictl, id: &str, line: &str) -> anyhow::Result<String> {
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + PATIENCE;
     loop {
         let logs = crictl.output(&["logs", id]).await?;
         if has_line(&logs, line) {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::{CheckpointOptions, State};
 use cryo_e2e::context::Context;
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::until;
 use cryo_e2e::runtime::Runtime;
 use cryo_e2e::workload::{COUNTER, consecutive, numbers};
 
@@ -182,19 +183,11 @@ pub(crate) async fn ten_in_a_row_leak_nothing(cx: Context) -> anyhow::Result<()>
     for n in 1..=10 {
         container.checkpoint(&format!("{image}/{n}"), false).await?;
     }
-    let mut after = fds(&container.id);
-    for _ in 0..50 {
-        if after <= before {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        after = fds(&container.id);
+    if !cx.differs("the Go shim's files stay open until Go's garbage collector comes by") {
+        let what = format!("the shim has the {before} files open that it had after one checkpoint");
+        let as_before = || Ok((fds(&container.id) <= before).then_some(()));
+        until(&what, as_before).await?;
     }
-    ensure!(
-        after <= before
-            || cx.differs("the Go shim's files stay open until Go's garbage collector comes by"),
-        "the shim had {before} files open after one checkpoint and {after} after eleven"
-    );
     consecutive(&output.count_on(2).await?)?;
     container.kill_and_delete().await?;
     Ok(())

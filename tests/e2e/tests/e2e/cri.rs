@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::context::{Context, PodContainer};
 use cryo_e2e::cri::ContainerState;
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::until;
 use cryo_e2e::runtime::Runtime;
 use cryo_e2e::workload::{BUSYBOX, FILE_COUNTER, consecutive};
 
@@ -105,19 +106,12 @@ async fn restored(
         archive.before
     );
     let path = node.host(&container.bundle()).join("rootfs").join("count");
-    let mut count = 0;
-    for _ in 0..20 {
-        // Empty while the shell is between open and write.
-        count = std::fs::read_to_string(&path)
-            .with_context(|| format!("{}", path.display()))?
-            .trim()
-            .parse()
-            .unwrap_or(0);
-        if count > 0 {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    // Empty while the shell is between open and write.
+    let count: u64 = until("a number in /count", || {
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(text.trim().parse().ok())
+    })
+    .await?;
     ensure!(count >= next, "/count is {count} and {next} was written");
     Ok(container)
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use cryo_e2e::context::Context;
 use cryo_e2e::crictl::Crictl;
+use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, COUNTER};
 use serde_json::{Value, json};
 
@@ -15,7 +16,7 @@ async fn wait_for(
     args: &[&str],
     right: impl Fn(&Value) -> bool,
 ) -> anyhow::Result<Value> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + PATIENCE;
     loop {
         let answer = crictl.json(command, args).await?;
         if right(&answer) {
@@ -23,7 +24,7 @@ async fn wait_for(
         }
         ensure!(
             Instant::now() < end,
-            "crictl {command} {args:?} after 20 s: {answer}"
+            "crictl {command} {args:?} still says: {answer}"
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -54,7 +55,7 @@ pub(crate) async fn a_life_from_runp_to_rmp(cx: Context) -> anyhow::Result<()> {
     let inspected = crictl.json("inspectp", &[&pod.id]).await?;
     ensure!(state(&inspected) == Some("SANDBOX_READY"), "{inspected}");
 
-    let end = Instant::now() + Duration::from_secs(15);
+    let end = Instant::now() + PATIENCE;
     let logs = loop {
         let logs = crictl.run(&["logs", &id]).await?;
         if !logs.stdout.is_empty() && !logs.stderr.is_empty() {
@@ -213,7 +214,7 @@ pub(crate) async fn a_checkpoint_is_exported_and_created_from(cx: Context) -> an
         .start("app", BUSYBOX, &["sh", "-c", COUNTER], Value::Null)
         .await?;
     let counted = |logs: &str| cryo_e2e::workload::numbers(logs);
-    let end = Instant::now() + Duration::from_secs(15);
+    let end = Instant::now() + PATIENCE;
     while counted(&crictl.output(&["logs", &id]).await?).len() < 3 {
         ensure!(Instant::now() < end, "the counter does not count");
     }
@@ -226,7 +227,7 @@ pub(crate) async fn a_checkpoint_is_exported_and_created_from(cx: Context) -> an
     let pod = crictl.pod(Value::Null).await?;
     let id = pod.start("app", &archive, &[], Value::Null).await?;
     // The archive's log is in front of what comes now.
-    let end = Instant::now() + Duration::from_secs(15);
+    let end = Instant::now() + PATIENCE;
     loop {
         let numbers = counted(&crictl.output(&["logs", &id]).await?);
         if numbers.len() > before.len() + 3 {
@@ -275,7 +276,7 @@ pub(crate) async fn events_tell_a_life(cx: Context) -> anyhow::Result<()> {
         crictl.output(&["stop", "--timeout", "0", &id]).await?;
         crictl.output(&["rm", &id]).await?;
         let wanted = ["CREATED", "STARTED", "STOPPED", "DELETED"];
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + PATIENCE;
         loop {
             let text = std::fs::read_to_string(node.host(&log)).unwrap_or_default();
             let told: Vec<String> = serde_json::Deserializer::from_str(&text)

@@ -1,11 +1,11 @@
 //! What an operator sees of a shim, and where the option `Root` puts its state.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use cryo_e2e::context::{Container, Context};
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::until;
 use cryo_e2e::workload::{BUSYBOX, COUNTER};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -52,18 +52,18 @@ pub(crate) async fn the_state_is_told(cx: Context) -> anyhow::Result<()> {
     let shim = told["shim"]["pid"].as_u64().context("no pid")?;
     ensure!(signal(node, &container, shim)? == 1, "no shim {shim}");
     let wanted = format!("container {}: running", container.id);
-    let end = Instant::now() + Duration::from_secs(10);
-    while !std::fs::read_to_string(node.log())?.contains(&wanted) {
-        ensure!(Instant::now() < end, "SIGUSR1 is not answered in the log");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until("SIGUSR1 is answered in the log", || {
+        let log = std::fs::read_to_string(node.log())?;
+        Ok(log.contains(&wanted).then_some(()))
+    })
+    .await?;
     output.count_on(1).await?;
     container.kill_and_delete().await?;
-    let end = Instant::now() + Duration::from_secs(10);
-    while node.host(&socket).exists() {
-        ensure!(Instant::now() < end, "the debug socket stays");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let socket = node.host(&socket);
+    until("the debug socket goes", || {
+        Ok((!socket.exists()).then_some(()))
+    })
+    .await?;
     Ok(())
 }
 
@@ -110,11 +110,10 @@ pub(crate) async fn the_option_root_moves_the_state(cx: Context) -> anyhow::Resu
         if killed {
             // Then it is `delete` that has to find it.
             ensure!(node.kill_shims_of(&container.id)? == 1);
-            let end = Instant::now() + Duration::from_secs(10);
-            while state.exists() {
-                ensure!(Instant::now() < end, "`delete` leaves the state");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            until("`delete` removes the state", || {
+                Ok((!state.exists()).then_some(()))
+            })
+            .await?;
         } else {
             let code = container.kill_and_delete().await?;
             ensure!(code == 137, "exit code {code}");

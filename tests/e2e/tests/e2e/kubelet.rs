@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use cryo_e2e::context::Context;
 use cryo_e2e::lab::{Finished, Lab, Node, lab, node_names};
+use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, consecutive, numbers};
 use serde_json::{Value, json};
 
@@ -52,7 +53,7 @@ impl<'a> Kubelet<'a> {
     /// Takes the pod away and waits until containerd has nothing of it.
     async fn remove(&self, name: &str) -> anyhow::Result<()> {
         std::fs::remove_file(self.manifest(name))?;
-        let end = Instant::now() + Duration::from_secs(40);
+        let end = Instant::now() + 2 * PATIENCE;
         loop {
             let pods = self.pods().await?;
             let listed = self.node.ctr(&["-n", "k8s.io", "task", "ls", "-q"]).await?;
@@ -77,7 +78,7 @@ impl<'a> Kubelet<'a> {
         what: &str,
         condition: impl Fn(&Value) -> bool,
     ) -> anyhow::Result<Value> {
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + 2 * PATIENCE;
         loop {
             let pods = self.pods().await?;
             let pod = pods.into_iter().find(|pod| is(pod, name));
@@ -99,7 +100,7 @@ impl<'a> Kubelet<'a> {
 
     /// The logs once they have a number of at least this.
     async fn logs_to(&self, name: &str, number: u64) -> anyhow::Result<Vec<u64>> {
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + PATIENCE;
         loop {
             let logs = self.logs(name).await?;
             if logs.last().is_some_and(|last| *last >= number) {
@@ -112,7 +113,7 @@ impl<'a> Kubelet<'a> {
 
     /// Waits until the kubelet has this of the counter; it looks every ten seconds or so.
     async fn measures(&self, metric: &str) -> anyhow::Result<()> {
-        let end = Instant::now() + Duration::from_secs(40);
+        let end = Instant::now() + 2 * PATIENCE;
         loop {
             let metrics = self.ask("GET", "/metrics/resource").await?.success()?;
             let mut lines = metrics.lines().filter(|l| l.starts_with(metric));

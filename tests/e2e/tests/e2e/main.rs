@@ -254,7 +254,7 @@ fn main() -> ExitCode {
         test!(options::timeout).not_on_runc(NO_OPTIONS),
         test!(kubelet::runs_probes_checkpoints_and_restores)
             .alone()
-            .within(Duration::from_secs(240))
+            .within(Duration::from_secs(600))
             .needs(kubelet::TOOLS),
         test!(failures::checkpoint_of_a_created_task_is_refused),
         test!(failures::checkpoint_of_a_stopped_task_is_refused),
@@ -321,7 +321,7 @@ fn main() -> ExitCode {
             .not_on_runc("the Go shim is the node's own program, in a root that all nodes share"),
         test!(conformance::critest)
             .alone()
-            .within(Duration::from_secs(400))
+            .within(Duration::from_secs(1200))
             .needs(CRITEST)
             .not_on_runc("`make conformance` runs critest against both"),
     ];

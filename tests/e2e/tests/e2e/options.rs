@@ -4,12 +4,12 @@
 //! them by annotations, because that is what a pod has.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use cryo_e2e::containerd::{CheckpointOptions, State};
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::{Finished, Node, NodeConfig};
+use cryo_e2e::patience::until;
 use cryo_e2e::workload::{COUNTER, PYTHON, goes_on, heap, numbers};
 use tokio::task::JoinHandle;
 use tonic::Code;
@@ -153,7 +153,7 @@ impl Client {
         let there = node.clone();
         let done = tokio::spawn(async move {
             there
-                .exec(&["timeout", "60", "python3", "-c", &program])
+                .exec(&["timeout", "200", "python3", "-c", &program])
                 .await
         });
         Ok(Self {
@@ -704,12 +704,10 @@ pub(crate) async fn tcp_skip_in_flight(cx: Context) -> anyhow::Result<()> {
 
 /// Waits for a file.
 async fn there(path: &std::path::Path) -> anyhow::Result<()> {
-    let end = Instant::now() + Duration::from_secs(15);
-    while !path.exists() {
-        ensure!(Instant::now() < end, "{} did not come", path.display());
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
+    until(&path.display().to_string(), || {
+        Ok(path.exists().then_some(()))
+    })
+    .await
 }
 
 pub(crate) async fn empty_ns(cx: Context) -> anyhow::Result<()> {
@@ -937,7 +935,7 @@ pub(crate) async fn page_server(cx: Context) -> anyhow::Result<()> {
         there
             .exec(&[
                 "timeout",
-                "60",
+                "200",
                 "criu",
                 "page-server",
                 "--images-dir",
@@ -950,11 +948,11 @@ pub(crate) async fn page_server(cx: Context) -> anyhow::Result<()> {
             .await
     });
     let listens = format!("0100007F:{PORT:04X} 00000000:0000 0A");
-    let end = Instant::now() + Duration::from_secs(15);
-    while !std::fs::read_to_string(format!("/proc/{}/net/tcp", node.pid()))?.contains(&listens) {
-        ensure!(Instant::now() < end, "the page server does not listen");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the page server listens", || {
+        let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", node.pid()))?;
+        Ok(table.contains(&listens).then_some(()))
+    })
+    .await?;
     let (image, before) = freeze(&cx, &container, &output).await?;
     server.await??.success()?;
     let memory = |n: &String| n.starts_with("pages-");

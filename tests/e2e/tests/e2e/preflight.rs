@@ -3,12 +3,13 @@
 
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::CheckpointOptions;
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::until;
 use cryo_e2e::workload::{PYTHON, consecutive};
 use prost::Message as _;
 use serde_json::Value;
@@ -165,13 +166,10 @@ async fn outsider(container: &Container) -> anyhow::Result<()> {
     let command = [&exec[..], &[&container.id], &program].concat();
     container.node.ctr(&command).await?;
     let ready = container.in_rootfs("/outsider");
-    for _ in 0..500 {
-        if ready.exists() {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    anyhow::bail!("the process from outside is not ready within 10 s")
+    until("the process from outside is ready", || {
+        Ok(ready.exists().then_some(()))
+    })
+    .await
 }
 
 /// A socket of another network namespace, with a name in the container.

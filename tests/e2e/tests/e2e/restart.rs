@@ -7,6 +7,7 @@ use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Context, Output};
 use cryo_e2e::cri::ContainerState;
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, consecutive, goes_on, numbers};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -151,7 +152,7 @@ pub(crate) async fn restored_containers_live_through_it(cx: Context) -> anyhow::
 
 /// Stops the first `criu` of the node that appears, which holds the operation up.
 pub(crate) async fn stop_criu(node: &Node) -> anyhow::Result<Pid> {
-    let end = std::time::Instant::now() + Duration::from_secs(15);
+    let end = std::time::Instant::now() + PATIENCE;
     loop {
         if let Some(pid) = node.processes("criu").first()
             && let Some(pid) = Pid::from_raw(pid.cast_signed())

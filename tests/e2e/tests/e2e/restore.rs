@@ -4,6 +4,7 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::until;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, FILE_COUNTER, PYTHON, goes_on, heap, numbers};
 use serde_json::{Value, json};
 
@@ -81,21 +82,13 @@ pub(crate) async fn under_a_new_id_through_ctr(cx: Context) -> anyhow::Result<()
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         text.trim().parse().context("the count")
     };
-    let mut first = None;
-    for _ in 0..200 {
-        // Empty while the shell is between open and write.
-        if let Ok(number) = count(&new) {
-            match first {
-                None => first = Some(number),
-                Some(first) if number > first + 2 => break,
-                Some(_) => {}
-            }
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    let first = first.context("no /count in the restored container")?;
+    // Empty while the shell is between open and write.
+    let first = until("/count in the restored container", || Ok(count(&new).ok())).await?;
     ensure!(first >= 4, "started again: {first}");
-    ensure!(count(&new)? > first + 2, "the restored one does not count");
+    until("the restored one counts", || {
+        Ok(count(&new).ok().filter(|now| *now > first + 2))
+    })
+    .await?;
     new.kill_and_delete().await?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, goes_on, numbers};
 
 pub(crate) async fn a_mebibyte_of_output_is_complete(cx: Context) -> anyhow::Result<()> {
@@ -151,13 +152,9 @@ pub(crate) async fn a_hundred_mebibytes_are_unharmed(cx: Context) -> anyhow::Res
     container.api.create(request).await?;
     container.start().await?;
     // It waits for the end of its input, so that /data can be read.
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + PATIENCE;
     while output.received() < 100 << 20 {
-        ensure!(
-            Instant::now() < end,
-            "{} bytes within a minute",
-            output.received()
-        );
+        ensure!(Instant::now() < end, "{} bytes came", output.received());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let wanted = std::fs::read(container.in_rootfs("/data"))?;
@@ -236,7 +233,7 @@ pub(crate) async fn a_stuck_reader_holds_its_own_container_only(cx: Context) -> 
     stuck.api.create(request).await?;
     let pid = stuck.start().await?;
     let waits_at = node.host(&format!("/proc/{pid}/wchan"));
-    let end = Instant::now() + Duration::from_secs(15);
+    let end = Instant::now() + PATIENCE;
     while !std::fs::read_to_string(&waits_at)?.contains("pipe_write") {
         ensure!(Instant::now() < end, "the output is not stuck");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -255,7 +252,7 @@ pub(crate) async fn a_stuck_reader_holds_its_own_container_only(cx: Context) -> 
     }
     // What nobody reads is given up, after a while in which the other one goes on.
     let before = output.numbers().len();
-    let deleted = tokio::time::timeout(Duration::from_secs(30), stuck.kill_and_delete());
+    let deleted = tokio::time::timeout(PATIENCE, stuck.kill_and_delete());
     let code = deleted.await.context("Delete waits for the reader")??;
     ensure!(code == 137, "exit code {code}");
     ensure!(
@@ -306,13 +303,13 @@ impl Logger {
     }
 
     async fn until<T>(&self, name: &str, find: impl Fn(&str) -> Option<T>) -> anyhow::Result<T> {
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + PATIENCE;
         loop {
             let text = self.read(name);
             if let Some(found) = find(&text) {
                 return Ok(found);
             }
-            ensure!(Instant::now() < end, "{name} has {text:?} after 15 s");
+            ensure!(Instant::now() < end, "{name} has {text:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -458,7 +455,7 @@ pub(crate) async fn a_terminal_has_a_logger(cx: Context) -> anyhow::Result<()> {
     logger
         .until(&out, |text| (text == "one\r\ntwo\r\n").then_some(()))
         .await?;
-    let end = Instant::now() + Duration::from_secs(15);
+    let end = Instant::now() + PATIENCE;
     while !loggers(node, &logger.folder).is_empty() {
         ensure!(Instant::now() < end, "the logger stays");
         tokio::time::sleep(Duration::from_millis(20)).await;
