@@ -1,17 +1,18 @@
 //! Bad input and failure: a code, a sentence, the container as it was, nothing left.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use cryo_e2e::containerd::{CheckpointOptions, State};
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::{Node, NodeConfig};
+use cryo_e2e::patience::{PATIENCE, until};
 use cryo_e2e::workload::{BUSYBOX, COUNTER, PYTHON, consecutive, goes_on, heap, numbers};
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use tonic::{Code, Status};
 
 use crate::checkpoint::{flat_names, is_checkpoint};
-use crate::restart::stop_criu;
+use crate::criu::{self, Met};
 
 /// Checks that a call was refused with one of these codes.
 pub(crate) fn refused<T>(
@@ -281,25 +282,38 @@ pub(crate) async fn a_deadline_does_not_leave_the_container_frozen(
 ) -> anyhow::Result<()> {
     let node = cx.a()?;
     let (container, output) = large(&cx, node, 400).await?;
-    // As containerd's client does it: pause, checkpoint, resume, all under one deadline.
-    let image = cx.folder(node, "image")?;
-    container.api.pause(&container.id).await?;
-    let answer = container
-        .api
-        .checkpoint_within(
-            &container.id,
-            CheckpointOptions {
-                image_path: image.clone(),
-                ..Default::default()
-            },
-            Duration::from_millis(100),
-        )
-        .await;
+    // As containerd's client does it: pause, checkpoint, resume, all under one deadline, which comes
+    // in the middle of a dump that stands still.
+    let mut image = cx.folder(node, "image")?;
+    let mut answer = None;
+    for _ in 0..criu::TRIES {
+        container.api.pause(&container.id).await?;
+        let options = CheckpointOptions {
+            image_path: image.clone(),
+            ..Default::default()
+        };
+        let dump = container
+            .api
+            .checkpoint_within(&container.id, options, Duration::from_secs(4));
+        let folder = node.host(&image);
+        match criu::meet(Signal::STOP, &container, || criu::has_pages(&folder), dump).await? {
+            Met::InTime(met, criu) => {
+                criu::let_go(criu).ok();
+                answer = Some(met);
+                break;
+            }
+            Met::TooLate(done) => {
+                done?;
+                container.api.resume(&container.id).await?;
+                image = cx.folder(node, "image")?;
+            }
+        }
+    }
     refused(
-        answer,
+        answer.context("every dump was over before it was met")?,
         // Unknown: the connection's own end of the call came first.
         &[Code::DeadlineExceeded, Code::Cancelled, Code::Unknown],
-        "a dump of 400 MiB in 100 ms",
+        "a dump that does not end before its deadline",
     )?;
     // Whoever paused it has lost its deadline too: nobody resumes.
     container.wait_for(State::Running).await?;
@@ -337,7 +351,7 @@ pub(crate) async fn a_deadline_before_the_resume_thaws(cx: Context) -> anyhow::R
 
 /// Checkpoints through `ctr` while criu is held up, as a client that can be killed.
 struct HeldUp {
-    criu: rustix::process::Pid,
+    criu: Pid,
     client: tokio::task::JoinHandle<anyhow::Result<cryo_e2e::lab::Finished>>,
 }
 
@@ -348,23 +362,22 @@ impl HeldUp {
         image: &str,
         timeout: &'static str,
     ) -> anyhow::Result<Self> {
-        let (node, id, image) = (
+        let (node, id, to) = (
             container.node.clone(),
             container.id.clone(),
             image.to_owned(),
         );
         let client = tokio::spawn(async move {
             let ctr = ["ctr", "--timeout", timeout, "task", "checkpoint"];
-            let command = [&ctr[..], &["--image-path", &image, &id]].concat();
+            let command = [&ctr[..], &["--image-path", &to, &id]].concat();
             node.exec(&command).await
         });
-        let criu = stop_criu(&container.node).await?;
+        let criu = criu::hold_dump(container, image).await?;
         Ok(Self { criu, client })
     }
 
     fn let_go(&self) -> anyhow::Result<()> {
-        kill_process(self.criu, Signal::CONT)?;
-        Ok(())
+        criu::let_go(self.criu)
     }
 }
 
@@ -407,7 +420,7 @@ pub(crate) async fn the_client_killed_in_a_dump(cx: Context) -> anyhow::Result<(
     let held_up = HeldUp::checkpoint(&container, &image, "6s").await?;
     let clients = node.processes("ctr");
     for pid in &clients {
-        if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
+        if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
             kill_process(pid, Signal::KILL)?;
         }
     }
@@ -444,12 +457,17 @@ pub(crate) async fn a_stopped_process_is_refused(cx: Context) -> anyhow::Result<
     // Nor one that an exec has started: it is not dumped, but frozen with the others.
     let (container, output) = cx.shell(node, COUNTER).await?;
     let exec = ["task", "exec", "-d", "--exec-id", "stops", &container.id];
-    let stops = ["sh", "-c", "touch /stops; kill -STOP $$"];
+    let stops = ["sh", "-c", "kill -STOP $$"];
     node.ctr(&[&exec[..], &stops].concat()).await?;
-    while !container.in_rootfs("/stops").exists() {
-        output.count_on(1).await?;
-    }
-    output.count_on(2).await?;
+    let pids = container.api.pids(&container.id).await?;
+    until("the exec is stopped", || {
+        let stopped = pids.iter().any(|pid| {
+            std::fs::read_to_string(node.host(&format!("/proc/{pid}/status")))
+                .is_ok_and(|status| status.contains("State:\tT"))
+        });
+        Ok(stopped.then_some(()))
+    })
+    .await?;
     explained(
         &cx,
         checkpoint(&container, &image).await,
@@ -507,36 +525,6 @@ async fn other_criu(cx: &Context, path: &str, words: &[&str]) -> anyhow::Result<
     restores(&old, &good, &before).await
 }
 
-/// Kills the first process of the node called `criu` that appears, by SIGKILL; how many
-/// were killed.
-fn hunt(node: &Node, after: Duration) -> tokio::task::JoinHandle<usize> {
-    let node = node.clone();
-    tokio::task::spawn_blocking(move || {
-        let end = std::time::Instant::now() + Duration::from_secs(10);
-        while std::time::Instant::now() < end {
-            let found = node.processes("criu");
-            if !found.is_empty() {
-                std::thread::sleep(after);
-                let mut killed = 0;
-                for pid in node.processes("criu") {
-                    let pid = rustix::process::Pid::from_raw(pid.cast_signed());
-                    if let Some(pid) = pid
-                        && rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
-                    {
-                        killed += 1;
-                    }
-                }
-                // The one that was seen may only have been asked for its version.
-                if killed > 0 {
-                    return killed;
-                }
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        0
-    })
-}
-
 /// Checks that the node keeps the failure of a container, with this cause and a remedy.
 fn kept(node: &Node, id: &str, cause: &str) -> anyhow::Result<()> {
     let mut causes = Vec::new();
@@ -556,14 +544,23 @@ fn kept(node: &Node, id: &str, cause: &str) -> anyhow::Result<()> {
 pub(crate) async fn criu_killed_in_a_dump(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     let (container, output) = large(&cx, node, 400).await?;
-    let image = cx.folder(node, "image")?;
-    let hunter = hunt(node, Duration::from_millis(100));
-    let answer = checkpoint(&container, &image).await;
-    let killed = hunter.await?;
-    ensure!(killed > 0, "no criu was seen: {answer:?}");
+    let mut image = cx.folder(node, "image")?;
+    let mut answer = None;
+    for _ in 0..criu::TRIES {
+        let folder = node.host(&image);
+        let dump = checkpoint(&container, &image);
+        match criu::meet(Signal::KILL, &container, || criu::has_pages(&folder), dump).await? {
+            Met::InTime(Err(refused), _) => {
+                answer = Some(Err::<(), _>(refused));
+                break;
+            }
+            Met::TooLate(Err(refused)) => return Err(refused).context("a dump that was not met"),
+            Met::InTime(Ok(()), _) | Met::TooLate(Ok(())) => image = cx.folder(node, "image")?,
+        }
+    }
     explained(
         &cx,
-        answer,
+        answer.context("every dump was over before it was met")?,
         &[Code::Internal, Code::Unavailable, Code::Aborted],
         &["criu", "kill"],
     )?;
@@ -589,15 +586,28 @@ pub(crate) async fn criu_killed_in_a_restore(cx: Context) -> anyhow::Result<()> 
     container.finish().await?;
     let before = numbers(&output.complete().await?);
 
-    let request = container.create_request(Some(&image)).await?;
-    container.api.create(request).await?;
-    let hunter = hunt(node, Duration::from_millis(60));
-    let answer = container.api.start(&container.id).await;
-    let killed = hunter.await?;
-    ensure!(killed > 0, "no criu was seen: {answer:?}");
+    let mut answer = None;
+    for _ in 0..criu::TRIES {
+        let request = container.create_request(Some(&image)).await?;
+        container.api.create(request).await?;
+        let restore = container.api.start(&container.id);
+        let half = || criu::has_processes(node, &container.id);
+        match criu::meet(Signal::KILL, &container, half, restore).await? {
+            Met::InTime(Err(refused), _) => {
+                answer = Some(Err::<(), _>(refused));
+                break;
+            }
+            Met::TooLate(Err(refused)) => {
+                return Err(refused).context("a restore that was not met");
+            }
+            Met::InTime(Ok(_), _) | Met::TooLate(Ok(_)) => {
+                container.kill_and_delete().await?;
+            }
+        }
+    }
     explained(
         &cx,
-        answer,
+        answer.context("every restore was over before it was met")?,
         &[Code::Internal, Code::Unavailable, Code::Aborted],
         &["criu", "kill"],
     )?;
@@ -634,21 +644,22 @@ async fn shim_killed(cx: &Context, frozen: bool) -> anyhow::Result<()> {
     // containerd runs the binary's `delete`, which ends the container and cleans up.
     let exit = events.wait_for(&container.id, "/tasks/exit").await?;
     ensure!(exit.exit == Some((container.id.clone(), 137)), "{exit:?}");
+    // containerd forgets the task right after it has told of its end.
+    let end = Instant::now() + PATIENCE;
+    while container.api.get(&container.id).await.is_ok() {
+        ensure!(Instant::now() < end, "the task of a dead shim stays");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     refused(
         container.api.get(&container.id).await,
         &[Code::NotFound],
         "the task of a dead shim",
     )?;
-    for _ in 0..100 {
-        if !node.host(&format!("/proc/{pid}")).exists() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    ensure!(
-        !node.host(&format!("/proc/{pid}")).exists(),
-        "the container lives on without a shim"
-    );
+    let process = node.host(&format!("/proc/{pid}"));
+    until("the container ends with its shim", || {
+        Ok((!process.exists()).then_some(()))
+    })
+    .await?;
     ensure!(
         !node.host(&container.bundle()).exists(),
         "the bundle is still there"

@@ -8,6 +8,7 @@ mod compat;
 mod conformance;
 mod cri;
 mod crictl;
+mod criu;
 mod debug;
 mod exec;
 mod failures;

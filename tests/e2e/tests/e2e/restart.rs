@@ -6,10 +6,9 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Context, Output};
 use cryo_e2e::cri::ContainerState;
-use cryo_e2e::lab::Node;
-use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, consecutive, goes_on, numbers};
-use rustix::process::{Pid, Signal, kill_process};
+
+use crate::criu;
 
 pub(crate) async fn containers_live_through_sigterm(cx: Context) -> anyhow::Result<()> {
     live_through(&cx, false).await
@@ -150,21 +149,6 @@ pub(crate) async fn restored_containers_live_through_it(cx: Context) -> anyhow::
     Ok(())
 }
 
-/// Stops the first `criu` of the node that appears, which holds the operation up.
-pub(crate) async fn stop_criu(node: &Node) -> anyhow::Result<Pid> {
-    let end = std::time::Instant::now() + PATIENCE;
-    loop {
-        if let Some(pid) = node.processes("criu").first()
-            && let Some(pid) = Pid::from_raw(pid.cast_signed())
-        {
-            kill_process(pid, Signal::STOP)?;
-            return Ok(pid);
-        }
-        ensure!(std::time::Instant::now() < end, "criu does not run");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
 /// A container in each phase, then containerd is killed and comes back: each is in its
 /// phase, and goes on from there.
 pub(crate) async fn every_phase_outlives_a_killed_containerd(cx: Context) -> anyhow::Result<()> {
@@ -198,9 +182,9 @@ pub(crate) async fn every_phase_outlives_a_killed_containerd(cx: Context) -> any
             node.exec(&command).await
         })
     };
-    let criu = stop_criu(node).await?;
+    let criu = criu::hold_dump(&dumped, &half).await?;
     let killed = node.stop_containerd(true).await;
-    kill_process(criu, Signal::CONT)?;
+    criu::let_go(criu)?;
     killed?;
     client.await??.failure()?;
     node.start_containerd().await?;
