@@ -58,9 +58,14 @@ pub struct Descriptor {
     pub annotations: HashMap<String, String>,
 }
 
-/// `containerd.runc.v1.Options`, what a restore from an image path and `SystemdCgroup` need of it.
+/// `containerd.runc.v1.Options`: who the streams belong to, and what a restore from an image path and
+/// `SystemdCgroup` need of it.
 #[derive(Clone, PartialEq, Message)]
 pub struct RuncOptions {
+    #[prost(uint32, tag = "4")]
+    pub io_uid: u32,
+    #[prost(uint32, tag = "5")]
+    pub io_gid: u32,
     #[prost(bool, tag = "9")]
     pub systemd_cgroup: bool,
     #[prost(string, tag = "10")]

@@ -1,9 +1,9 @@
-//! What a `config.json` may say: each variation beside runc, by `ctr run --config`.
+//! What a `config.json` may say: each variation beside runc.
 
 use anyhow::{Context as _, ensure};
-use cryo_e2e::containerd::{Any, CreateTaskRequest};
-use cryo_e2e::context::{Context, Output};
-use cryo_e2e::lab::{self, Finished, Node};
+use cryo_e2e::containerd::{Any, CreateTaskRequest, RuncOptions};
+use cryo_e2e::context::{Container, Context, Output};
+use cryo_e2e::lab::{self, Node};
 use cryo_e2e::runtime::Runtime;
 use cryo_e2e::workload::{BUSYBOX, PYTHON};
 use prost::Message as _;
@@ -18,6 +18,9 @@ enum Ending {
 }
 
 use Ending::{Refused, Same};
+
+/// The exit code and the output of what ran, or why it did not.
+type Ran = Result<(u32, String), String>;
 
 /// A variation: its name, what it changes, what the container runs, how it ends.
 type Case = (&'static str, fn(&mut Value, &Scene), &'static str, Ending);
@@ -325,22 +328,72 @@ impl Scene {
         })
     }
 
-    /// Writes the configuration; its path in the node.
-    fn write(&self, config: &Value) -> anyhow::Result<String> {
+    /// Writes the configuration of the next container.
+    fn write(&self, config: &Value) -> anyhow::Result<()> {
         let path = format!("{}/config.json", self.folder);
-        std::fs::write(self.node.host(&path), serde_json::to_vec(config)?)?;
-        Ok(path)
+        Ok(std::fs::write(
+            self.node.host(&path),
+            serde_json::to_vec(config)?,
+        )?)
     }
 
-    async fn run(&self, cx: &Context, runtime: Runtime, id: &str) -> anyhow::Result<Finished> {
+    /// A container of this id, of what was written.
+    async fn container(
+        &self,
+        cx: &Context,
+        runtime: Runtime,
+        id: &str,
+    ) -> anyhow::Result<Container> {
         let config = format!("{}/config.json", self.folder);
-        let runtime = runtime.containerd_name();
-        let command = ["timeout", "30", "ctr", "run", "--rm", "--runtime", runtime];
-        let command = [&command[..], &["--config", &config, id]].concat();
-        let finished = self.node.exec(&command).await?;
-        // A run that failed leaves the container's record, and at times the task.
+        let container = cx.adopt(&self.node, id)?;
+        let create = [
+            "container",
+            "create",
+            "--runtime",
+            runtime.containerd_name(),
+        ];
+        let command = [&create[..], &["--config", &config, id]].concat();
+        self.node.ctr(&command).await?;
+        Ok(container)
+    }
+
+    /// Runs what was written to its end. Not by `ctr run`, which on a busy machine loses the output
+    /// of what is short.
+    async fn run(&self, cx: &Context, runtime: Runtime, id: &str) -> anyhow::Result<Ran> {
+        let container = self.container(cx, runtime, id).await?;
+        let output = Output::open(&self.node, id)?;
+        let spec = container.api.container(id).await?.spec;
+        let spec: Value = serde_json::from_slice(&spec.context("no spec")?.value)?;
+        // As ctr does it.
+        let owner = |map: &str| {
+            let host = spec["linux"][map][0]["hostID"].as_u64().unwrap_or(0);
+            u32::try_from(host)
+        };
+        let options = RuncOptions {
+            io_uid: owner("uidMappings")?,
+            io_gid: owner("gidMappings")?,
+            ..Default::default()
+        };
+        let request = CreateTaskRequest {
+            container_id: id.into(),
+            stdout: output.path("stdout"),
+            stderr: output.path("stderr"),
+            options: Some(options.any()),
+            ..Default::default()
+        };
+        let started = match container.api.create(request).await {
+            Ok(_) => container.api.start(id).await.map(|_| ()),
+            Err(refused) => Err(refused),
+        };
+        let ran = match started {
+            Ok(()) => {
+                let code = container.finish().await?;
+                Ok((code, output.complete().await?))
+            }
+            Err(refused) => Err(refused.message().to_owned()),
+        };
         cx.clean_up_container(&self.node, id).await?;
-        Ok(finished)
+        Ok(ran)
     }
 
     /// Runs all cases with runc and with the shim under test.
@@ -354,14 +407,11 @@ impl Scene {
             let ours = self.run(cx, cx.runtime(), &id).await?;
             let both = format!("{name}: runc {theirs:?}, here {ours:?}");
             match ending {
-                Same => ensure!(
-                    (ours.code, &ours.stdout) == (theirs.code, &theirs.stdout) && ours.code != 124,
-                    "{both}"
-                ),
+                Same => ensure!(ours.is_ok() && ours == theirs, "{both}"),
                 Refused(words) => {
-                    ensure!(theirs.code != 0 && ours.code != 0, "{both}");
+                    let said = ours.as_ref().err().with_context(|| both.clone())?;
                     ensure!(
-                        cx.runtime() == Runtime::Runc || ours.stderr.contains(words),
+                        theirs.is_err() && (cx.runtime() == Runtime::Runc || said.contains(words)),
                         "{both}"
                     );
                 }
@@ -409,22 +459,11 @@ pub(crate) async fn a_terminal_has_its_size_and_its_user(cx: Context) -> anyhow:
         if users == "its own" {
             user_namespace(&mut config);
         }
-        let path = scene.write(&config)?;
+        scene.write(&config)?;
         let mut said = Vec::new();
         for runtime in [Runtime::Runc, cx.runtime()] {
             let id = cx.id("tty");
-            let container = cx.adopt(&scene.node, &id)?;
-            let name = runtime.containerd_name();
-            let create = [
-                "container",
-                "create",
-                "--runtime",
-                name,
-                "--config",
-                &path,
-                &id,
-            ];
-            scene.node.ctr(&create).await?;
+            let container = scene.container(&cx, runtime, &id).await?;
             let output = Output::open(&scene.node, &id)?;
             let request = CreateTaskRequest {
                 container_id: id.clone(),
@@ -528,25 +567,14 @@ pub(crate) async fn an_idmapped_mount_is_not_restored(cx: Context) -> anyhow::Re
         json!({"destination": "/vol", "type": "bind", "source": scene.volume,
             "options": ["rbind", "idmap"], "uidMappings": map, "gidMappings": map}),
     );
-    let path = scene.write(&config)?;
+    scene.write(&config)?;
     let id = cx.id("c");
-    let container = cx.adopt(&scene.node, &id)?;
-    let name = cx.runtime().containerd_name();
-    let create = [
-        "container",
-        "create",
-        "--runtime",
-        name,
-        "--config",
-        &path,
-        &id,
-    ];
-    scene.node.ctr(&create).await?;
+    let container = scene.container(&cx, cx.runtime(), &id).await?;
     let image = cx.folder(&scene.node, "image")?;
     let request = CreateTaskRequest {
         container_id: id,
         options: Some(
-            cryo_e2e::containerd::RuncOptions {
+            RuncOptions {
                 criu_image_path: image,
                 ..Default::default()
             }
@@ -647,6 +675,6 @@ pub(crate) async fn info_claims_what_is_true(cx: Context) -> anyhow::Result<()> 
     let run = scene.run(&cx, cx.runtime(), &cx.id("all")).await?;
     // And the user's; two have a second name there, for children.
     let wanted = format!("{count}\n{}\n", namespaces.len() + 3);
-    ensure!(run.code == 0 && run.stdout == wanted, "{wanted:?}: {run:?}");
+    ensure!(run == Ok((0, wanted.clone())), "{wanted:?}: {run:?}");
     Ok(())
 }
