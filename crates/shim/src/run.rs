@@ -19,12 +19,12 @@ use crate::events::{self, EventSink, Publisher};
 use crate::serve::{self, Shutdown};
 use crate::task::config;
 use crate::task::context::{STATE_ROOT, Shared};
-use crate::task::delete::{self, Removed};
+use crate::task::delete::{self, Ended};
 use crate::task::reaper::Reaper;
 use crate::task::service::Service;
 
-/// How long `delete` waits for containerd to take its events.
-const FORWARD_LIMIT: Duration = Duration::from_secs(3);
+/// How long `delete` waits for containerd to take its events: nobody else tells of these ends.
+const FORWARD_LIMIT: Duration = Duration::from_secs(30);
 
 /// The program's modes.
 pub const ENTRY: Entry = Entry {
@@ -121,27 +121,36 @@ fn publisher(flags: &Flags) -> Arc<Publisher> {
 
 /// `delete`: containerd calls it when the shim's connection has ended.
 fn clean_up(flags: &Flags) -> Result<DeleteResponse, BoxError> {
-    let zygote = Zygote::spawn()?;
     let state_root = state_root(&flags.bundle);
-    let removed = delete::run(&state_root, &flags.namespace, &flags.id, &zygote)?;
+    // containerd gives five seconds, then it kills: what CRI waits for comes first.
+    let group = delete::Group::find(&state_root, &flags.namespace, &flags.id);
+    let others = group.kill();
+    let exit = delete::killed();
+    // While there is one thread.
+    let zygote = Zygote::spawn()?;
+    let (told, removed) = std::thread::scope(|scope| {
+        let telling = scope.spawn(|| forward_exits(flags, &others));
+        let removed = group.remove(&zygote);
+        let told = telling.join();
+        (told.unwrap_or_else(|_| Err("panicked".into())), removed)
+    });
+    removed?;
+    told?;
     // The dead shim could not; if it was of a group, this is the group's id.
     let dir = bootstrap::socket_dir_of(&flags.bundle);
     let socket = socket::path(&dir, &flags.address, &flags.namespace, &flags.id)?;
     socket::remove_stale(&socket)?;
     socket::remove_stale(&debug::path(&state_root, &flags.namespace, &flags.id))?;
     let mut answer = DeleteResponse::new();
-    if let Some((own, others)) = removed.split_first() {
-        answer.exit_status = own.exit.status;
-        answer.exited_at = Some(events::timestamp(own.exit.at)).into();
-        forward_exits(flags, others)?;
-    }
+    answer.exit_status = exit.status;
+    answer.exited_at = Some(events::timestamp(exit.at)).into();
     Ok(answer)
 }
 
 /// Tells containerd of the ends of the pod's other containers: of these it
 /// hears from nobody else.
-fn forward_exits(flags: &Flags, removed: &[Removed]) -> Result<(), BoxError> {
-    if removed.is_empty() {
+fn forward_exits(flags: &Flags, ended: &[Ended]) -> Result<(), BoxError> {
+    if ended.is_empty() {
         return Ok(());
     }
     tokio::runtime::Builder::new_current_thread()
@@ -149,7 +158,7 @@ fn forward_exits(flags: &Flags, removed: &[Removed]) -> Result<(), BoxError> {
         .build()?
         .block_on(async {
             let publisher = publisher(flags);
-            for Removed { id, exit } in removed {
+            for Ended { id, exit } in ended {
                 let sink: &dyn EventSink = &*publisher;
                 events::exit(sink, id, id, 0, exit.status, exit.at);
             }
