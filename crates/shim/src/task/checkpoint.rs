@@ -23,8 +23,8 @@ use super::settings;
 use crate::rpc::TaskError;
 
 /// How long the look for what is in the way may take; a container of a hundred processes takes
-/// some milliseconds, one that is made to be tedious takes this.
-const PREFLIGHT_LIMIT: Duration = Duration::from_millis(500);
+/// some milliseconds, on a busy machine a hundred, and one that is made to be tedious takes this.
+const PREFLIGHT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Dumps the container whose first process is `pid`. Blocks.
 ///
