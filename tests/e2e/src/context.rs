@@ -24,7 +24,7 @@ use crate::cri::{
 };
 use crate::events::Events;
 use crate::lab::{FIFOS, Lab, Node, SCRATCH};
-use crate::patience::PATIENCE;
+use crate::patience::{PATIENCE, until};
 use crate::runtime::Runtime;
 
 /// containerd's namespace of everything that is not a pod.
@@ -802,21 +802,16 @@ impl Output {
     /// # Errors
     /// As [`Output::complete`].
     pub async fn complete_bytes(&self) -> anyhow::Result<Vec<u8>> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            {
-                let mut stdout = lock(&self.stdout.0);
-                if stdout.ended {
-                    return Ok(std::mem::take(&mut stdout.bytes));
-                }
-                ensure!(
-                    Instant::now() < end,
-                    "stdout does not end; {} bytes came",
-                    stdout.bytes.len()
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        self.stdout.complete().await
+    }
+
+    /// Waits until stderr is at its end and returns all of it.
+    ///
+    /// # Errors
+    /// When it does not end within [`PATIENCE`].
+    pub async fn complete_stderr(&self) -> anyhow::Result<String> {
+        let bytes = self.stderr.complete().await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
@@ -859,6 +854,15 @@ impl Stream {
 
     fn text(&self) -> String {
         String::from_utf8_lossy(&lock(&self.0).bytes).into_owned()
+    }
+
+    async fn complete(&self) -> anyhow::Result<Vec<u8>> {
+        until("the end of the output", || {
+            let mut received = lock(&self.0);
+            Ok(received.ended.then(|| std::mem::take(&mut received.bytes)))
+        })
+        .await
+        .with_context(|| format!("{} bytes came", lock(&self.0).bytes.len()))
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) async fn stderr_is_apart_from_stdout(cx: Context) -> anyhow::Result<(
     let (container, output) = cx.shell(cx.a()?, "echo out; echo err >&2").await?;
     container.finish().await?;
     ensure!(output.complete().await? == "out\n", "{output:?}");
-    ensure!(output.stderr() == "err\n", "{output:?}");
+    ensure!(output.complete_stderr().await? == "err\n", "{output:?}");
     Ok(())
 }
 
