@@ -1,9 +1,12 @@
 //! Processes that are exec'd into running and restored containers, and terminals.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::{Any, ExecRequest, State};
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::{self, Finished};
+use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, goes_on, numbers};
 use tonic::Code;
 
@@ -235,7 +238,7 @@ pub(crate) async fn failures_say_why_and_leave_nothing(cx: Context) -> anyhow::R
     let container = running(&cx, &[]).await?;
     let node = &container.node;
     exec(&container, "warm", &[], "true").await?.success()?;
-    let before = left_of(&container).await?;
+    let before = at_rest(&container).await?;
     for n in 0..3 {
         let (id, cwd) = (format!("f{n}"), format!("c{n}"));
         let command = [
@@ -256,21 +259,39 @@ pub(crate) async fn failures_say_why_and_leave_nothing(cx: Context) -> anyhow::R
         let text = exec(&container, &cwd, &flags, "true").await?.failure()?;
         ensure!(text.contains("/bin/sh"), "{text}");
     }
-    let after = left_of(&container).await?;
-    let same = if cx.differs("its open files grow until Go's garbage collector comes by") {
-        (&after.0, after.1) == (&before.0, before.1)
-    } else {
-        after == before
-    };
-    ensure!(same, "{before:?} became {after:?}");
+    let files = !cx.differs("its open files grow until Go's garbage collector comes by");
+    // What ends just now may take its moment.
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let after = left_of(&container).await?;
+        if (&after.0, after.1) == (&before.0, before.1) && (!files || after.2 == before.2) {
+            break;
+        }
+        ensure!(Instant::now() < end, "{before:?} became {after:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     container.kill_and_delete().await?;
     Ok(())
 }
 
+/// What is left once nothing is ending any more: the same in ten looks, one after another.
+async fn at_rest(container: &Container) -> anyhow::Result<Left> {
+    let end = Instant::now() + PATIENCE;
+    let (mut last, mut same) = (left_of(container).await?, 0);
+    while same < 10 {
+        ensure!(Instant::now() < end, "{last:?} changes for ever");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let now = left_of(container).await?;
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    Ok(last)
+}
+
 /// The container's processes, the shim's children and how many files the shim has open.
-async fn left_of(container: &Container) -> anyhow::Result<(Vec<u32>, usize, usize)> {
-    // A moment for what ends just now.
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+type Left = (Vec<u32>, usize, usize);
+
+async fn left_of(container: &Container) -> anyhow::Result<Left> {
     let shims = container.node.processes("containerd-shim");
     let shim = shims
         .into_iter()
@@ -377,7 +398,7 @@ pub(crate) async fn terminals_have_their_clients_size(cx: Context) -> anyhow::Re
     for command in [exec, run] {
         let command = format!("stty rows 31 cols 91; {command}");
         let finished = node
-            .exec(&["timeout", "20", "script", "-qec", &command, "/dev/null"])
+            .exec(&["timeout", "100", "script", "-qec", &command, "/dev/null"])
             .await?;
         ensure!(finished.code == 5, "{finished:?}");
         let lines: Vec<_> = finished.stdout.split_whitespace().collect();
