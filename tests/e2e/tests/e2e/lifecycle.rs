@@ -1,10 +1,11 @@
 //! Create, start, state, wait, kill, delete, pids, pause and resume.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::Context;
+use cryo_e2e::patience::until;
 use cryo_e2e::workload::{BUSYBOX, COUNTER};
 use tonic::Code;
 
@@ -166,13 +167,20 @@ pub(crate) async fn pause_stops_and_resume_goes_on(cx: Context) -> anyhow::Resul
     container.api.pause(&container.id).await?;
     container.expect(State::Paused).await?;
     ensure!(node.frozen(pid)?, "paused and not frozen");
-    let before = output.numbers().len();
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    let after = output.numbers().len();
-    // What was in the pipe when it stopped may still arrive.
+    // What was on its way when it stopped arrives; then nothing does for four numbers' time.
+    let (mut count, mut since) = (output.numbers().len(), Instant::now());
+    until("it counts no more while it is paused", || {
+        let now = output.numbers().len();
+        if now != count {
+            (count, since) = (now, Instant::now());
+        }
+        Ok((since.elapsed() > Duration::from_millis(400)).then_some(()))
+    })
+    .await?;
+    let arrived = output.numbers().len();
     ensure!(
-        after <= before + 1,
-        "counted from {before} to {after} while paused"
+        arrived == count,
+        "counted from {count} to {arrived} while paused"
     );
     container.api.resume(&container.id).await?;
     container.expect(State::Running).await?;
