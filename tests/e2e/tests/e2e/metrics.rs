@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Container, Context};
 use cryo_e2e::cri::ContainerState;
+use cryo_e2e::patience::until;
 use cryo_e2e::workload::{BUSYBOX, COUNTER};
 use serde_json::Value;
 use tonic::Code;
@@ -162,11 +163,25 @@ pub(crate) async fn each_oom_kill_of_a_child_is_told_once(cx: Context) -> anyhow
     let node = cx.a()?;
     let events = cx.events(node).await?;
     let flags = ["--memory-limit", "16777216"];
-    let script = format!("for i in 1 2 3; do sh -c '{GLUTTON}'; echo $i; sleep 0.5; done; exit 5");
+    // The next is not before this one was told: of two between two looks, the shim would tell once.
+    let script = format!(
+        "for i in 1 2 3; do sh -c '{GLUTTON}'; echo $i; \
+         while [ ! -e /go$i ]; do sleep 0.1; done; done; exit 5"
+    );
     let command = ["sh", "-c", &script];
     let container = cx.container_with(node, &flags, BUSYBOX, &command).await?;
-    let _output = container.create().await?;
+    let output = container.create().await?;
     container.start().await?;
+    for kill in 1..=3 {
+        output.count_to(kill).await?;
+        until(&format!("{kill} OOM kills are told"), || {
+            let told = events.topics(&container.id);
+            let kills = told.iter().filter(|topic| *topic == "oom").count();
+            Ok((kills >= kill).then_some(()))
+        })
+        .await?;
+        std::fs::write(container.in_rootfs(&format!("go{kill}")), "")?;
+    }
     let code = container.finish().await?;
     ensure!(code == 5, "exit code {code}");
     let wanted = ["create", "start", "oom", "oom", "oom", "exit"];
