@@ -103,7 +103,7 @@ pub(crate) async fn exec_and_attach(cx: Context) -> anyhow::Result<()> {
     // script(1) gives crictl the terminal without which it takes none; the size comes after
     // the start.
     let sized = "tty; until [ \"$(stty size)\" = \"31 91\" ]; do sleep 0.1; done";
-    let line = format!("stty cols 91 rows 31; crictl exec -it {id} timeout 20 sh -c '{sized}'");
+    let line = format!("stty cols 91 rows 31; crictl exec -it {id} timeout 100 sh -c '{sized}'");
     let terminal = node
         .exec(&["script", "-qec", &line, "/dev/null"])
         .await?
@@ -266,10 +266,22 @@ pub(crate) async fn events_tell_a_life(cx: Context) -> anyhow::Result<()> {
     // crictl watches beside; what it says of other tests' containers is passed over.
     let log = format!("{}/events", cx.folder(node, "events")?);
     let script = "exec crictl events >\"$0\"";
-    let command = ["timeout", "50", "sh", "-c", script, &log];
+    let command = ["timeout", "250", "sh", "-c", script, &log];
     let watch = node.exec(&command);
     let life = async {
         let pod = crictl.pod(Value::Null).await?;
+        // crictl watches from when it tells of something.
+        let end = Instant::now() + PATIENCE;
+        for n in 0.. {
+            let seen = std::fs::metadata(node.host(&log)).is_ok_and(|log| log.len() > 0);
+            if seen {
+                break;
+            }
+            ensure!(Instant::now() < end, "crictl tells of nothing");
+            let name = format!("before{n}");
+            let sleep = ["sleep", "1000"];
+            pod.create(&name, BUSYBOX, &sleep, Value::Null).await?;
+        }
         let id = pod
             .start("app", BUSYBOX, &["sleep", "1000"], Value::Null)
             .await?;
