@@ -216,18 +216,20 @@ pub(crate) async fn what_criu_can_save_is_not_refused(cx: Context) -> anyhow::Re
     for line in output.stdout().lines().filter(|l| l.starts_with("cannot ")) {
         println!("not on this machine: {line}");
     }
-    let (code, said) = check(&container, &[]).await?;
-    ensure!(code == 0 && names(&said, "obstacles").is_empty(), "{said}");
+    // A look is a small part of what it spares. The quickest of some: it is short enough to be
+    // interrupted on a busy machine, for longer than it takes.
+    let mut look = u64::MAX;
+    for _ in 0..5 {
+        let (code, said) = check(&container, &[]).await?;
+        ensure!(code == 0 && names(&said, "obstacles").is_empty(), "{said}");
+        let took = said.get("took_us").and_then(Value::as_u64);
+        look = look.min(took.context("took_us")?);
+    }
     let begin = Instant::now();
     let images = cx.folder(node, "image")?;
     container.checkpoint(&images, false).await?;
     let dump = begin.elapsed();
     is_checkpoint(node, &images)?;
-    // A look is a small part of what it spares.
-    let look = said
-        .get("took_us")
-        .and_then(Value::as_u64)
-        .context("took_us")?;
     println!(
         "a look takes {look} µs, a checkpoint {} µs",
         dump.as_micros()
