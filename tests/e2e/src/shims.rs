@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use crate::lab::{Node, parent, pids};
+use crate::patience::PATIENCE;
 
 /// Longer than the shim keeps a thread that has nothing to do.
 const REST: Duration = Duration::from_secs(2);
@@ -45,21 +46,23 @@ impl Usage {
     /// same for some time.
     ///
     /// # Errors
-    /// As [`Self::of`], or when it does not come to rest.
+    /// When there is no such shim, or it does not come to rest.
     pub async fn at_rest(node: &Node, pod: &str) -> anyhow::Result<Self> {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         let mut since = Instant::now();
-        let mut usage = Self::of(node, pod)?;
-        while since.elapsed() < REST {
+        let mut usage = Self::of(node, pod);
+        while usage.is_err() || since.elapsed() < REST {
             ensure!(Instant::now() < deadline, "{usage:?} changes for ever");
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let now = Self::of(node, pod)?;
-            if now.threads != usage.threads {
+            let now = Self::of(node, pod);
+            let same = |was: &Self, is: &Self| was.threads == is.threads;
+            // A helper that ended while it was looked at is a change, too.
+            if !matches!((&usage, &now), (Ok(was), Ok(is)) if same(was, is)) {
                 since = Instant::now();
             }
             usage = now;
         }
-        Ok(usage)
+        usage
     }
 
     fn add(&mut self, pid: u32) -> anyhow::Result<()> {
@@ -119,6 +122,7 @@ pub fn threads(node: &Node, pod: &str) -> anyhow::Result<usize> {
             || std::fs::read(format!("/proc/{pid}/cmdline"))
                 .is_ok_and(|line| line.starts_with(b"cryo-zygote"))
     };
-    let of = |pid: u32| Ok(std::fs::read_dir(format!("/proc/{pid}/task"))?.count());
-    serving(node, pod)?.into_iter().filter(own).map(of).sum()
+    // A worker of the zygote may have ended by now.
+    let of = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    Ok(serving(node, pod)?.into_iter().filter(own).map(of).sum())
 }
