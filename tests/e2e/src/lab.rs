@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::containerd::Api;
 use crate::cri::Cri;
@@ -321,6 +321,45 @@ impl Node {
         self.exec(&command).await?.success()
     }
 
+    /// Runs `ctr ARGS sh -c SCRIPT` where `ctr` passes a container's streams on; how the script ended,
+    /// and what it wrote. It does not end before all of that has arrived here: ctr, on a busy machine,
+    /// throws away what it has not read when it hears of an exit.
+    ///
+    /// # Errors
+    /// When it could not be run; its own failure is in the answer.
+    pub async fn ctr_script(&self, args: &[&str], script: &str) -> anyhow::Result<Finished> {
+        const END: &str = "--end of the script--\n";
+        let script = format!(
+            "(\n{script}\n)\ncode=$?; echo '{end}'; echo '{end}' >&2; read -r _; exit $code",
+            end = END.trim_end()
+        );
+        let command = [
+            &["exec", self.name.as_str(), "--", "ctr"],
+            args,
+            &["sh", "-c", &script],
+        ]
+        .concat();
+        let mut child = started(&command, Stdio::piped())?;
+        let mut stdin = child.stdin.take().context("stdin")?;
+        let mut stdout = child.stdout.take().context("stdout")?;
+        let mut stderr = child.stderr.take().context("stderr")?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        tokio::try_join!(
+            read_to(&mut stdout, &mut out, END),
+            read_to(&mut stderr, &mut err, END)
+        )?;
+        // One that did not come to its script has ended already.
+        stdin.write_all(b"\n").await.ok();
+        tokio::try_join!(stdout.read_to_end(&mut out), stderr.read_to_end(&mut err))?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).replacen(END, "", 1);
+        Ok(Finished {
+            command: format!("hack/lab {}", command.join(" ")),
+            code: code(child.wait().await?),
+            stdout: text(out),
+            stderr: text(err),
+        })
+    }
+
     /// Ends containerd (by SIGTERM, or SIGKILL) and starts it again.
     ///
     /// # Errors
@@ -545,19 +584,39 @@ pub async fn make_tool(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn run(args: &[&str], stdin: Option<&[u8]>) -> anyhow::Result<Finished> {
-    let mut child = tokio::process::Command::new(lab_script())
+fn started(args: &[&str], stdin: Stdio) -> anyhow::Result<tokio::process::Child> {
+    tokio::process::Command::new(lab_script())
         .args(args)
-        .stdin(if stdin.is_some() {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        })
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .context("start hack/lab")?;
+        .context("start hack/lab")
+}
+
+/// The exit code; 128+n for a signal.
+fn code(status: std::process::ExitStatus) -> i32 {
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    status.code().unwrap_or(128 + signal.unwrap_or(0))
+}
+
+/// Reads as far as `end`, or to the end of the stream.
+async fn read_to(
+    stream: &mut (impl AsyncRead + Unpin),
+    into: &mut Vec<u8>,
+    end: &str,
+) -> std::io::Result<()> {
+    while !into.ends_with(end.as_bytes()) && stream.read_buf(into).await? > 0 {}
+    Ok(())
+}
+
+async fn run(args: &[&str], stdin: Option<&[u8]>) -> anyhow::Result<Finished> {
+    let input = match stdin {
+        Some(_) => Stdio::piped(),
+        None => Stdio::null(),
+    };
+    let mut child = started(args, input)?;
     // Beside the reading of its output, which may come before the input is at its end.
     let pipe = child.stdin.take();
     let feed = async {
@@ -568,12 +627,9 @@ async fn run(args: &[&str], stdin: Option<&[u8]>) -> anyhow::Result<Finished> {
     };
     let ((), output) = tokio::join!(feed, child.wait_with_output());
     let output = output?;
-    let code = output.status.code().unwrap_or_else(|| {
-        128 + std::os::unix::process::ExitStatusExt::signal(&output.status).unwrap_or(0)
-    });
     Ok(Finished {
         command: format!("hack/lab {}", args.join(" ")),
-        code,
+        code: code(output.status),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     })

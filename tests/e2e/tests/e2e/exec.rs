@@ -35,10 +35,14 @@ async fn exec(
     flags: &[&str],
     script: &str,
 ) -> anyhow::Result<Finished> {
-    let mut command = vec!["ctr", "task", "exec", "--exec-id", exec_id];
+    let mut command = vec!["task", "exec", "--exec-id", exec_id];
     command.extend(flags);
-    command.extend([container.id.as_str(), "sh", "-c", script]);
-    container.node.exec(&command).await
+    command.push(&container.id);
+    if flags.contains(&"-d") {
+        let ctr = [&["ctr"], &command[..], &["sh", "-c", script]].concat();
+        return container.node.exec(&ctr).await;
+    }
+    container.node.ctr_script(&command, script).await
 }
 
 /// A container with these flags of `ctr`, running.

@@ -17,20 +17,9 @@ pub(crate) async fn exit_codes_come_through_ctr(cx: Context) -> anyhow::Result<(
         let id = cx.id("run");
         cx.adopt(node, &id)?;
         let script = format!("echo out; echo err >&2; exit {code}");
-        let finished = node
-            .exec(&[
-                "ctr",
-                "run",
-                "--rm",
-                "--runtime",
-                cx.runtime().containerd_name(),
-                BUSYBOX,
-                &id,
-                "sh",
-                "-c",
-                &script,
-            ])
-            .await?;
+        let runtime = cx.runtime().containerd_name();
+        let run = ["run", "--rm", "--runtime", runtime, BUSYBOX, &id];
+        let finished = node.ctr_script(&run, &script).await?;
         ensure!(finished.code == code, "wanted {code}: {finished:?}");
         ensure!(finished.stdout == "out\n", "{finished:?}");
         ensure!(finished.stderr == "err\n", "{finished:?}");

@@ -503,18 +503,9 @@ pub(crate) async fn the_session_keyring_is_the_containers_own(cx: Context) -> an
         let id = cx.id("keys");
         cx.adopt(node, &id)?;
         let name = runtime.containerd_name();
-        let run = [
-            "run",
-            "--rm",
-            "--runtime",
-            name,
-            PYTHON,
-            &id,
-            "python3",
-            "-c",
-            KEYRING,
-        ];
-        let said = node.ctr(&run).await?;
+        let run = ["run", "--rm", "--runtime", name, PYTHON, &id];
+        let script = format!("python3 -c \"{KEYRING}\"");
+        let said = node.ctr_script(&run, &script).await?.success()?;
         ensure!(said == format!("_ses.{id}\n"), "{name}: {said}");
     }
     Ok(())
@@ -539,16 +530,9 @@ pub(crate) async fn a_root_shows_the_owners_of_a_user_namespace(cx: Context) -> 
             "--gidmap",
             map,
         ];
-        let rest = [
-            "--runtime",
-            runtime.containerd_name(),
-            BUSYBOX,
-            &id,
-            "sh",
-            "-c",
-            script,
-        ];
-        said.push(node.ctr(&[&run[..], &rest].concat()).await?);
+        let rest = ["--runtime", runtime.containerd_name(), BUSYBOX, &id];
+        let run = [&run[..], &rest].concat();
+        said.push(node.ctr_script(&run, script).await?.success()?);
     }
     ensure!(
         said[0] == said[1] && said[1] == "0 0\n0 0\n0\n5\n",

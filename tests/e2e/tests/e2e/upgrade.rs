@@ -42,7 +42,16 @@ async fn all_works(cx: &Context, node: &Node, container: &PodContainer) -> anyho
         node.exec(&command).await?.success()
     };
     let exec_id = cx.id("e");
-    let text = ctr(&["task", "exec", "--exec-id", &exec_id, id, "echo", "hello"]).await?;
+    let exec = [
+        "--namespace",
+        "k8s.io",
+        "task",
+        "exec",
+        "--exec-id",
+        &exec_id,
+        id,
+    ];
+    let text = node.ctr_script(&exec, "echo hello").await?.success()?;
     ensure!(text == "hello\n", "{text}");
     ctr(&["task", "metrics", id]).await?;
     let archive = format!("{}/archive.tar", cx.folder(node, "archive")?);
