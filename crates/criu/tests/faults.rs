@@ -350,7 +350,7 @@ fn impatient() -> Control<'static> {
 fn patient() -> Control<'static> {
     Control {
         deadline: Some(Instant::now() + Duration::from_secs(30)),
-        grace: Duration::from_millis(500),
+        grace: Duration::from_secs(10),
         ..Control::default()
     }
 }
@@ -583,6 +583,7 @@ fn another_thread_can_end_it() {
         abort.trigger();
         let control = Control {
             abort: Some(&abort),
+            grace: Duration::from_millis(200),
             ..patient()
         };
         let error = c.criu.dump(c.dump(), &mut (), &control).unwrap_err();

@@ -211,8 +211,6 @@ pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     fn status(error: ttrpc::Error) -> (Code, String) {
@@ -251,11 +249,11 @@ mod tests {
 
     #[tokio::test]
     async fn work_outlives_its_handler() {
-        let done = Arc::new(AtomicBool::new(false));
-        let flag = done.clone();
+        let (go, wait) = tokio::sync::oneshot::channel();
+        let (done, is_done) = tokio::sync::oneshot::channel();
         let call = guarded("Checkpoint", async move {
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            flag.store(true, Ordering::SeqCst);
+            let _ = wait.await;
+            let _ = done.send(());
             Ok::<_, TaskError>(())
         });
         assert!(
@@ -263,8 +261,8 @@ mod tests {
                 .await
                 .is_err()
         );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(done.load(Ordering::SeqCst));
+        go.send(()).unwrap();
+        is_done.await.unwrap();
     }
 
     #[test]

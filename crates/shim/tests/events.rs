@@ -123,7 +123,7 @@ async fn a_restart_between_two_events_is_not_even_noticed() {
     let begun = Instant::now();
     send(&publisher, 1, 2);
     publisher.flush(LONG).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < LONG / 2);
     assert_eq!(daemon.seen(), want(0, 2));
 }
 
@@ -133,12 +133,9 @@ async fn slow_is_waited_for() {
     let mut daemon = place.daemon();
     daemon.start(Manner::Slow(Duration::from_millis(30))).await;
     let publisher = place.publisher(quick());
-    let begun = Instant::now();
     send(&publisher, 0, 10);
-    assert!(
-        begun.elapsed() < Duration::from_millis(20),
-        "publishing blocks"
-    );
+    // On this one thread, that would have had the daemon wait as well.
+    assert!(daemon.seen().is_empty(), "publishing blocks");
     publisher.flush(LONG).await.unwrap();
     assert_eq!(daemon.seen(), want(0, 10));
 }

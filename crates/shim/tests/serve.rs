@@ -20,6 +20,7 @@ use ttrpc::{Code, context};
 
 #[derive(Debug, Default)]
 struct Service {
+    begun: Arc<AtomicBool>,
     done: Arc<AtomicBool>,
 }
 
@@ -43,6 +44,7 @@ impl Task for Service {
     }
 
     async fn wait(&self, _: &TtrpcContext, _: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        self.begun.store(true, Ordering::SeqCst);
         let done = self.done.clone();
         rpc::guarded("Wait", async move {
             tokio::time::sleep(Duration::from_millis(150)).await;
@@ -57,6 +59,7 @@ struct Running {
     _dir: tempfile::TempDir,
     path: PathBuf,
     shutdown: Shutdown,
+    begun: Arc<AtomicBool>,
     done: Arc<AtomicBool>,
     flushed: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<Result<(), serve::ServeError>>,
@@ -70,7 +73,7 @@ impl Running {
             panic!("taken")
         };
         let service = Service::default();
-        let done = service.done.clone();
+        let (begun, done) = (service.begun.clone(), service.done.clone());
         let services = serve::both_versions(create_task(Arc::new(service)));
         let shutdown = Shutdown::new();
         let flushed = Arc::new(AtomicBool::new(false));
@@ -84,6 +87,7 @@ impl Running {
             _dir: dir,
             path,
             shutdown,
+            begun,
             done,
             flushed,
             task,
@@ -102,7 +106,19 @@ async fn client(path: &Path) -> Client {
 }
 
 fn soon() -> context::Context {
-    context::with_duration(Duration::from_secs(5))
+    context::with_duration(Duration::from_secs(30))
+}
+
+/// Waits for it.
+async fn is_set(flag: &AtomicBool) {
+    let set = async {
+        while !flag.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), set)
+        .await
+        .unwrap();
 }
 
 fn code(error: ttrpc::Error) -> Code {
@@ -132,7 +148,7 @@ async fn both_names_of_the_task_service() {
         let mut request = ttrpc::Request::new();
         request.service = service.into();
         request.method = method.into();
-        request.timeout_nano = 5_000_000_000;
+        request.timeout_nano = 30_000_000_000;
         match running.client().await.request(request).await {
             Ok(answer) => {
                 want.unwrap();
@@ -155,8 +171,7 @@ async fn a_panic_is_answered_and_work_outlives_its_client() {
     let hasty = context::with_duration(Duration::from_millis(20));
     assert!(task.wait(hasty, &WaitRequest::new()).await.is_err());
     drop(task);
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    assert!(running.done.load(Ordering::SeqCst));
+    is_set(&running.done).await;
 }
 
 #[tokio::test]
@@ -166,9 +181,9 @@ async fn shutdown_in_good_order() {
     task.connect(soon(), &ConnectRequest::new()).await.unwrap();
     // A call that is under way gets its answer.
     let call = tokio::spawn(async move { task.wait(soon(), &WaitRequest::new()).await });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    is_set(&running.begun).await;
     running.shutdown.trigger();
-    tokio::time::timeout(Duration::from_secs(3), running.task)
+    tokio::time::timeout(Duration::from_secs(30), running.task)
         .await
         .expect("still serving")
         .unwrap()

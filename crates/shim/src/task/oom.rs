@@ -250,7 +250,7 @@ mod tests {
         write(0);
         let watch = Watch::on(&source, counter(source.file(), &events)).unwrap();
         let told = async |n: usize| {
-            for _ in 0..200 {
+            for _ in 0..3000 {
                 if events.events().len() >= n {
                     break;
                 }

@@ -175,8 +175,9 @@ mod tests {
         // Nobody's child, behind the zombie of an owned one.
         let hold = reaper.hold();
         let orphan = spawn("exit 0");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(state_of(orphan).as_deref(), Some("Z"));
+        while state_of(orphan).as_deref() != Some("Z") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         drop(hold);
         assert_eq!(state_of(orphan), None);
     }
