@@ -9,6 +9,7 @@ use cryo_e2e::containerd::{RuncOptions, State};
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::crictl::Crictl;
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, goes_on, numbers};
 use serde_json::{Value, json};
 use tonic::Code;
@@ -253,7 +254,7 @@ pub(crate) async fn a_shim_that_is_killed_leaves_no_scope(cx: Context) -> anyhow
     output.count_to(1).await?;
     let killed = node.kill_shims_of(&container.id)?;
     ensure!(killed > 0, "the shim of {} was not found", container.id);
-    let end = Instant::now() + Duration::from_secs(15);
+    let end = Instant::now() + PATIENCE;
     while container.state().await.is_ok_and(|s| s != State::Stopped) || scope.folder.exists() {
         ensure!(Instant::now() < end, "it lives on");
         tokio::time::sleep(Duration::from_millis(50)).await;
