@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::shims::Usage;
 
 /// How much more private memory the shim may have at the end than in the middle. What an
@@ -16,10 +17,6 @@ const COLD_MEMORY_KIB: u64 = 1024;
 
 /// After so many lives nothing is needed that was not needed before.
 const WARM_LIVES: usize = 100;
-
-/// How long a shim may take to come to rest: tokio keeps threads for blocking work for ten
-/// seconds after the last of it.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The shim of the long-lived pod, at rest.
 #[derive(Clone, Debug)]
@@ -40,11 +37,14 @@ impl Reading {
     ) -> anyhow::Result<Self> {
         let end = Instant::now() + PATIENCE;
         loop {
-            let usage = Usage::of(node, pod)?;
-            let rest = usage.threads == usage.processes
-                && first.is_none_or(|first| usage.fds.len() <= first.usage.fds.len());
+            // A helper may end while it is looked at.
+            let usage = Usage::of(node, pod);
+            let rest = usage.as_ref().is_ok_and(|usage| {
+                usage.threads == usage.processes
+                    && first.is_none_or(|first| usage.fds.len() <= first.usage.fds.len())
+            });
             if rest || Instant::now() > end {
-                return Ok(Self { lives, usage });
+                return usage.map(|usage| Self { lives, usage });
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

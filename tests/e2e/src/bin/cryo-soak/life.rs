@@ -12,6 +12,7 @@ use cryo_e2e::containerd::{Any, Api, ExecRequest};
 use cryo_e2e::context::{Context, Output, Pod, PodContainer};
 use cryo_e2e::cri::{ContainerState, ContainerStatus, LinuxContainerResources};
 use cryo_e2e::lab::Node;
+use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, COUNTER};
 use tokio::sync::RwLock;
 use tokio::task::JoinSet;
@@ -22,9 +23,6 @@ const MIB: i64 = 1 << 20;
 
 /// Takes memory until it is killed for it.
 const GLUTTON: &str = "x=a; while :; do x=$x$x; done";
-
-/// How long a pod whose shim was killed may take until it can be removed.
-const CONVERGENCE: Duration = Duration::from_secs(10);
 
 /// What all lives share.
 #[derive(Debug)]
@@ -443,7 +441,7 @@ async fn end(world: &World, pod: &Pod, end: End) -> anyhow::Result<()> {
         world.step("pod stopped", action).await?;
     }
     let action = async {
-        let limit = Instant::now() + CONVERGENCE;
+        let limit = Instant::now() + PATIENCE;
         loop {
             match cri.remove_pod(id).await {
                 // Of a killed shim CRI hears later, and has to be asked again until then.
