@@ -7,9 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat, openat2, statat,
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat, openat2,
+    readlinkat, statat,
 };
 use rustix::io::Errno;
+
+use crate::layout;
 
 /// Most files that a directory may hold. CRIU writes a few for each task and namespace.
 const MAX_FILES: usize = 1 << 18;
@@ -20,6 +23,8 @@ pub(crate) struct FlatDir {
     fd: OwnedFd,
     files: BTreeMap<String, u64>,
     directories: Vec<String>,
+    /// There is a link by the name that CRIU gives the one to the images before.
+    link: bool,
     /// The first that others than its owner or root may change.
     exposed: Option<String>,
 }
@@ -46,6 +51,17 @@ impl FlatDir {
         Self::new(open(path, flags, Mode::empty())?, directories)
     }
 
+    /// Lists a directory of CRIU's images, where alone there may be a link to a parent.
+    pub(crate) fn open_images(path: &Path) -> Result<Self, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Self::of_images(open(path, flags, Mode::empty())?)
+    }
+
+    /// As [`Self::open_images`], by its descriptor.
+    pub(crate) fn of_images(fd: OwnedFd) -> Result<Self, Error> {
+        Self::list(fd, false, Some(layout::PARENT))
+    }
+
     /// Lists a subdirectory, without following a link; its own are refused unless `directories`
     /// says otherwise.
     pub(crate) fn subdirectory(&self, name: &str, directories: bool) -> Result<Self, Error> {
@@ -55,11 +71,16 @@ impl FlatDir {
 
     /// Lists a directory by its descriptor.
     pub(crate) fn new(fd: OwnedFd, directories: bool) -> Result<Self, Error> {
+        Self::list(fd, directories, None)
+    }
+
+    fn list(fd: OwnedFd, directories: bool, link: Option<&str>) -> Result<Self, Error> {
         let exposed = is_exposed(&fstat(&fd)?).then(|| "the directory".to_owned());
         let mut flat = Self {
             fd,
             files: BTreeMap::new(),
             directories: Vec::new(),
+            link: false,
             exposed,
         };
         for entry in Dir::read_from(&flat.fd)? {
@@ -84,6 +105,7 @@ impl FlatDir {
                     flat.files.insert(name, size(&stat));
                 }
                 Some(DIRECTORY) if directories => flat.directories.push(name),
+                Some(SYMLINK) if link == Some(&*name) => flat.link = true,
                 Some(what) => return Err(Error::Foreign(name, what)),
             }
         }
@@ -108,6 +130,19 @@ impl FlatDir {
 
     pub(crate) fn has_directory(&self, name: &str) -> bool {
         self.directories.iter().any(|directory| directory == name)
+    }
+
+    /// Whether there is a link to a parent.
+    pub(crate) fn has_link(&self) -> bool {
+        self.link
+    }
+
+    /// Where that link says that it leads.
+    pub(crate) fn link_target(&self) -> Result<String, Error> {
+        let target = readlinkat(&self.fd, layout::PARENT, Vec::new())?;
+        target.into_string().map_err(|_| {
+            Error::Foreign(layout::PARENT.to_owned(), "a link with an unreadable name")
+        })
     }
 
     /// Opens one of the files, which must still be what it was when it was listed.
@@ -157,7 +192,8 @@ fn foreign(stat: &Stat) -> Option<&'static str> {
     }
 }
 
-fn is_exposed(stat: &Stat) -> bool {
+/// Whether somebody else than root and ourselves may change it.
+pub(crate) fn is_exposed(stat: &Stat) -> bool {
     let others = Mode::WGRP | Mode::WOTH;
     let owner = stat.st_uid;
     (owner != 0 && owner != rustix::process::geteuid().as_raw())

@@ -14,6 +14,9 @@
 //! the length that the rest promises). Whether the container is what its specification says is
 //! another question, which is not asked here.
 
+mod memory;
+mod parents;
+
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -21,7 +24,6 @@ use std::path::Path;
 
 use cryo_criu_image::files::{Descriptor, Object, OpenFile, Terminal};
 use cryo_criu_image::inventory::{IMAGE_VERSION, Inventory, TaskIds};
-use cryo_criu_image::pagemap::PagemapTotals;
 use cryo_criu_image::pstree::ProcessTree;
 use cryo_criu_image::stats::DumpStats;
 use cryo_criu_image::task::Core;
@@ -30,6 +32,7 @@ use cryo_criu_image::{Body, Kind, Reader, View};
 use crate::descriptors::{self, Descriptors, StdioKey};
 use crate::flat::{self, FlatDir};
 use crate::layout;
+use parents::Parent;
 
 /// Why an image directory cannot be restored from.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,20 @@ pub enum Error {
         /// The length it should have at least.
         needed_bytes: u64,
     },
+    /// A directory that it inherits memory from cannot be used.
+    #[error("in its parent {name}: {source}")]
+    Parent {
+        /// The parent, as the link to it has it.
+        name: String,
+        /// What is wrong there.
+        source: Box<Error>,
+    },
+    /// The chain of parents is too long.
+    #[error("the checkpoint has more than {limit} parents")]
+    TooManyParents {
+        /// How many there may be.
+        limit: usize,
+    },
     /// Some memory stands in the images of an earlier dump, or on a page server.
     #[error("the checkpoint is incomplete: {name} refers to {pages} pages that are not in it")]
     MemoryElsewhere {
@@ -128,11 +145,13 @@ impl Error {
         match self {
             Self::Unreadable { .. } => "name the directory that holds inventory.img",
             Self::Foreign { name, .. } if name == layout::PARENT => {
-                "incremental checkpoints are not supported: make one without a parent"
+                "part of its memory is in another directory: have the node's owner name the one that holds both, as `parents` under [restore] in /etc/cryo/config.toml, or make a checkpoint without a parent"
             }
             Self::Foreign { .. } | Self::TooManyFiles { .. } | Self::InTheNodes { .. } => {
                 "do not use it unless you know where it comes from: CRIU never writes this"
             }
+            Self::Parent { source, .. } => source.hint(),
+            Self::TooManyParents { .. } => "make a checkpoint without a parent",
             Self::Exposed { .. } => "make root its owner, and let nobody else write to it",
             Self::Missing { .. } | Self::ShortPages { .. } => {
                 "make the checkpoint again, or copy all of it: the dump or a copy was cut short"
@@ -157,6 +176,7 @@ impl Error {
 #[derive(Debug)]
 pub struct ImageDir {
     files: FlatDir,
+    parents: Vec<Parent>,
     inventory: Inventory,
     tree: ProcessTree,
     root: Core,
@@ -173,7 +193,19 @@ pub struct ImageDir {
 ///
 /// All of [`Error`]; its [`Error::hint`] says what to do.
 pub fn check(path: &Path) -> Result<ImageDir, Error> {
-    ImageDir::new(FlatDir::open(path, false).map_err(|error| path_error(path, error))?)
+    check_with_parents(path, None)
+}
+
+/// Checks the image directory at `path`, and those that it inherits memory from: each beside the
+/// one that names it, in a directory that is `store` or beneath it. Without a store there may be
+/// none.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn check_with_parents(path: &Path, store: Option<&Path>) -> Result<ImageDir, Error> {
+    let files = FlatDir::open_images(path).map_err(|error| path_error(path, error))?;
+    ImageDir::new(files, store)
 }
 
 /// Checks the image directory of which `fd` is a descriptor opened for reading.
@@ -182,11 +214,12 @@ pub fn check(path: &Path) -> Result<ImageDir, Error> {
 ///
 /// As [`check`].
 pub fn check_fd(fd: OwnedFd) -> Result<ImageDir, Error> {
-    ImageDir::new(FlatDir::new(fd, false).map_err(|error| flat_error("the directory", error))?)
+    let files = FlatDir::of_images(fd).map_err(|error| flat_error("the directory", error))?;
+    ImageDir::new(files, None)
 }
 
 impl ImageDir {
-    fn new(files: FlatDir) -> Result<Self, Error> {
+    fn new(files: FlatDir, store: Option<&Path>) -> Result<Self, Error> {
         check_names(&files)?;
         let inventory: Inventory = one(&files, Kind::Inventory, 0)?;
         if inventory.image_version != IMAGE_VERSION {
@@ -216,7 +249,7 @@ impl ImageDir {
         }
         let ids = task_ids(&files, &tree, &root)?;
         check_namespaces(&inventory, &tree, ids.as_ref())?;
-        check_memory(&files)?;
+        let parents = parents::check(&files, store)?;
 
         let stdio = stdio_keys(&files, ids)?;
         let stats = match files.size(layout::STATS_DUMP) {
@@ -225,6 +258,7 @@ impl ImageDir {
         };
         Ok(Self {
             files,
+            parents,
             inventory,
             tree,
             root,
@@ -240,12 +274,9 @@ impl ImageDir {
     ///
     /// [`Error::Exposed`].
     pub fn check_owner(&self) -> Result<(), Error> {
-        match self.files.exposed() {
-            Some(name) => Err(Error::Exposed {
-                name: name.to_owned(),
-            }),
-            None => Ok(()),
-        }
+        check_owner(&self.files)?;
+        let mut parents = self.parents.iter();
+        parents.try_for_each(|p| check_owner(&p.files).map_err(|e| p.error(e)))
     }
 
     /// The directory.
@@ -291,7 +322,7 @@ impl ImageDir {
         self.stats.as_ref()
     }
 
-    /// Bytes of all files together.
+    /// Bytes of all files together, without those of its parents.
     pub fn size_bytes(&self) -> u64 {
         self.files.files().map(|(_, size)| size).sum()
     }
@@ -303,6 +334,15 @@ impl ImageDir {
             .filter(|(name, _)| matches!(Kind::of_file_name(name), Some((Kind::Pages, _))))
             .map(|(_, size)| size)
             .sum()
+    }
+}
+
+fn check_owner(files: &FlatDir) -> Result<(), Error> {
+    match files.exposed() {
+        Some(name) => Err(Error::Exposed {
+            name: name.to_owned(),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -323,57 +363,6 @@ fn check_names(files: &FlatDir) -> Result<(), Error> {
             }
             None if !OTHERS.contains(&name) => return foreign("no file of a checkpoint"),
             _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Every pagemap can be read, and its pages are there.
-fn check_memory(files: &FlatDir) -> Result<(), Error> {
-    // The smallest of all: elsewhere it is a lower bound.
-    const PAGE_BYTES: u64 = 4096;
-    let mut needed = BTreeMap::<u32, u64>::new();
-    for (name, _) in files.files() {
-        if !matches!(
-            Kind::of_file_name(name),
-            Some((Kind::Pagemap | Kind::PagemapShmem, _))
-        ) {
-            continue;
-        }
-        let damaged = |source| Error::Damaged {
-            name: name.to_owned(),
-            source,
-        };
-        let totals = PagemapTotals::read(name, open(files, name)?).map_err(damaged)?;
-        let elsewhere = totals.parent.saturating_add(totals.absent_lazy);
-        if elsewhere > 0 {
-            return Err(Error::MemoryElsewhere {
-                name: name.to_owned(),
-                pages: elsewhere,
-            });
-        }
-        if totals.present > 0 {
-            let bytes = if totals.newer {
-                0
-            } else {
-                totals.present.saturating_mul(PAGE_BYTES)
-            };
-            let sum = needed.entry(totals.pages_id).or_default();
-            *sum = sum.saturating_add(bytes);
-        }
-    }
-    for (id, needed_bytes) in needed {
-        let name = Kind::Pages.file_name(id.into());
-        match files.size(&name) {
-            None => return Err(Error::Missing { name }),
-            Some(found_bytes) if found_bytes < needed_bytes => {
-                return Err(Error::ShortPages {
-                    name,
-                    found_bytes,
-                    needed_bytes,
-                });
-            }
-            Some(_) => {}
         }
     }
     Ok(())

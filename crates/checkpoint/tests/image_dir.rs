@@ -175,7 +175,7 @@ fn what_could_lead_elsewhere_is_refused() {
     let error = check(&fixture::images(), |dir| {
         symlink("../older", dir.join("parent")).unwrap()
     });
-    assert!(error.unwrap_err().hint().contains("incremental"));
+    assert!(error.unwrap_err().hint().contains("`parents`"));
 }
 
 #[test]

@@ -45,6 +45,66 @@ pub fn edit(path: &Path, change: impl FnOnce(&mut Vec<Message>)) -> anyhow::Resu
     Ok(())
 }
 
+/// Moves every other run of memory pages of these images to those of a `parent` beside them, as a
+/// dump leaves out what has not changed.
+///
+/// # Errors
+/// When there is nothing to move, or the images are of a form that is not known here.
+pub fn inherit(images: &Path, parent: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(parent)?;
+    for entry in std::fs::read_dir(images)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if matches!(Kind::of_file_name(&name), Some((Kind::Pagemap, _))) {
+            let mut inherited = Ok(Vec::new());
+            edit(&images.join(&name), |messages| {
+                inherited = move_every_other(messages, images, parent);
+            })?;
+            let mut writer = Writer::new(Kind::Pagemap, Vec::new())?;
+            for message in inherited? {
+                writer.entry(&message.encode())?;
+            }
+            std::fs::write(parent.join(&name), writer.into_inner())?;
+        }
+    }
+    let name = parent.file_name().context("a parent without a name")?;
+    std::os::unix::fs::symlink(Path::new("..").join(name), images.join("parent"))?;
+    Ok(())
+}
+
+/// Splits the pages of one pagemap; the parent's comes back.
+fn move_every_other(
+    messages: &mut [Message],
+    images: &Path,
+    parent: &Path,
+) -> anyhow::Result<Vec<Message>> {
+    const FLAGS: u64 = 4;
+    const PAGES: u64 = 5;
+    const IN_PARENT: u64 = 1;
+    const PRESENT: u64 = 4;
+    let (head, runs) = messages.split_first_mut().context("no head")?;
+    let file = format!("pages-{}.img", head.number(1).context("no pages")?);
+    let pages = std::fs::read(images.join(&file))?;
+    ensure!(!parent.join(&file).exists(), "two pagemaps have {file}");
+    let (mut rest, mut kept, mut left) = (&pages[..], Vec::new(), Vec::new());
+    let mut inherited = vec![head.clone()];
+    let present = |run: &&mut Message| run.number(FLAGS).is_some_and(|f| f & PRESENT != 0);
+    for (n, run) in runs.iter_mut().filter(present).enumerate() {
+        let count = usize::try_from(run.number(PAGES).context("no number of pages")?)?;
+        let (these, after) = rest.split_at_checked(count * 4096).context("too short")?;
+        rest = after;
+        if n % 2 == 0 {
+            kept.extend_from_slice(these);
+        } else {
+            left.extend_from_slice(these);
+            inherited.push(run.clone());
+            *run = run.clone().with(FLAGS, &[IN_PARENT]);
+        }
+    }
+    std::fs::write(images.join(&file), kept)?;
+    std::fs::write(parent.join(&file), left)?;
+    Ok(inherited)
+}
+
 impl Message {
     fn decode(mut bytes: &[u8]) -> Option<Self> {
         let mut fields = Vec::new();

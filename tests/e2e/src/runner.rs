@@ -38,6 +38,7 @@ pub struct Test {
     tools: &'static [&'static str],
     systemd: Option<bool>,
     capable: bool,
+    lacking: fn() -> Option<&'static str>,
     difference: Option<Difference>,
 }
 
@@ -70,6 +71,7 @@ impl Test {
             tools: &[],
             systemd: None,
             capable: false,
+            lacking: || None,
             difference: None,
         }
     }
@@ -114,6 +116,13 @@ impl Test {
     #[must_use]
     pub fn with_all_capabilities(mut self) -> Self {
         self.capable = true;
+        self
+    }
+
+    /// Needs something of this machine; where `lacking` names a reason, the test is ignored with it.
+    #[must_use]
+    pub fn needs_here(mut self, lacking: fn() -> Option<&'static str>) -> Self {
+        self.lacking = lacking;
         self
     }
 
@@ -332,8 +341,9 @@ async fn with_their_tools(tests: Vec<Test>, report: &mut Report) -> Vec<Test> {
     }
     let mut able = Vec::new();
     for test in tests {
+        let lacking = (test.lacking)().map(str::to_owned);
         let mut missing = test.tools.iter().filter_map(|t| reasons.get(t)?.clone());
-        match missing.next() {
+        match lacking.or_else(|| missing.next()) {
             Some(reason) => report.add(test.name, Outcome::Ignored(reason)),
             None => able.push(test),
         }

@@ -1,7 +1,7 @@
 //! The options themselves.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::{Access, Feature, Kind, Opt, Table, Unit};
 use crate::probe::Version;
@@ -93,6 +93,7 @@ pub struct Restore {
     pub lsm_mount_context: Option<String>,
     pub lsm_profile: Option<String>,
     pub network_lock: Option<NetworkLockMethod>,
+    pub parents: Option<PathBuf>,
     pub tcp_close: bool,
     pub tcp_established: bool,
 }
@@ -108,6 +109,7 @@ impl Default for Restore {
             lsm_mount_context: None,
             lsm_profile: None,
             network_lock: None,
+            parents: None,
             tcp_close: false,
             tcp_established: true,
         }
@@ -302,14 +304,17 @@ impl Table for Checkpoint {
         Opt {
             name: "parent-path",
             kind: Kind::Text {
-                form: "a path relative to the image directory",
+                form: "`../NAME`, beside the image directory",
                 set: |o, text| {
                     let path = Path::new(text);
-                    if path.is_absolute() || text.is_empty() {
+                    let mut parts = path.components();
+                    let beside = [parts.next(), parts.next(), parts.next()];
+                    let [Some(Component::ParentDir), Some(Component::Normal(_)), None] = beside
+                    else {
                         return Err(
-                            "not a relative path: name the parent as seen from the new image directory, as ../first",
+                            "not a directory beside the new image directory, and no other can be restored from: name the parent as ../first",
                         );
-                    }
+                    };
                     o.parent_path = Some(path.to_owned());
                     Ok(())
                 },
@@ -319,7 +324,7 @@ impl Table for Checkpoint {
             default: "none",
             since: criu(1, 2),
             needs: Some(Feature::MemTrack),
-            meaning: "The images of the checkpoint before: memory that has not changed since is left out.",
+            meaning: "The images of the checkpoint before: memory that has not changed since is left out. A restore needs both, and `parents`.",
         },
         Opt {
             name: "pre-dump",
@@ -498,6 +503,26 @@ impl Table for Restore {
             since: criu(3, 19),
             needs: None,
             meaning: "How the checkpoint held packets back. `auto` is `nftables` where it has connections, else `skip`.",
+        },
+        Opt {
+            name: "parents",
+            kind: Kind::Text {
+                form: "an absolute path",
+                set: |o, text| {
+                    let path = Path::new(text);
+                    if !path.is_absolute() {
+                        return Err("not an absolute path");
+                    }
+                    o.parents = Some(path.to_owned());
+                    Ok(())
+                },
+            },
+            access: Access::Node,
+            field: None,
+            default: "none",
+            since: criu(1, 2),
+            needs: None,
+            meaning: "Restore checkpoints that were made with `parent-path`, if they and their parents are in this directory or beneath it, beside each other, and root alone can change them. Without it they are refused: a link in a checkpoint from elsewhere could lead to somebody else's memory.",
         },
         Opt {
             name: "shell-job",

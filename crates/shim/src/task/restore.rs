@@ -31,7 +31,7 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     let config = Config::load(&context.shared.config)?;
     let criu = criu::find(&config)?;
     let options = settings::of_restore(context, &config, &criu)?;
-    let images = open_images(context)?;
+    let images = open_images(context, options.parents.as_deref())?;
     mountpoint::make_all(&context.record.rootfs(), &context.spec).map_err(internal)?;
     let half_done = HalfDone(Some(context));
     let mut enclosed = context.enclose()?;
@@ -152,11 +152,11 @@ impl Drop for HalfDone<'_> {
     }
 }
 
-fn open_images(context: &Context) -> Result<ImageDir, TaskError> {
+fn open_images(context: &Context, parents: Option<&Path>) -> Result<ImageDir, TaskError> {
     let path = context.checkpoint.as_ref().ok_or_else(|| {
         TaskError::FailedPrecondition("the container was not made from a checkpoint".to_owned())
     })?;
-    let images = image_dir::check(path).and_then(|images| {
+    let images = image_dir::check_with_parents(path, parents).and_then(|images| {
         images.check_owner()?;
         Ok(images)
     });

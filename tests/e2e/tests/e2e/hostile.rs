@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use cryo_e2e::context::{Container, Context};
-use cryo_e2e::images::{Message, edit};
+use cryo_e2e::images::{Message, edit, inherit};
 use cryo_e2e::lab::{Node, repository};
 use cryo_e2e::runtime::Runtime;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, goes_on, numbers};
@@ -496,6 +496,13 @@ const FILES: &[Attack] = &[
         runc: Outcome::TakesEffect,
     },
     Attack {
+        name: "memory of another checkpoint, by a link to a parent",
+        forge: |folder| inherit(folder, &folder.with_extension("parent")),
+        effect: |_| Ok(true),
+        cryo: Outcome::Refused("parent is a symbolic link"),
+        runc: Outcome::TakesEffect,
+    },
+    Attack {
         name: "memory pages from a device",
         forge: |folder| node_in_place_of_pages(folder, FileType::CharacterDevice, makedev(1, 5)),
         effect: |_| Ok(true),
@@ -688,6 +695,7 @@ async fn try_one(
         }
     };
     std::fs::remove_file(node.host(&forged).with_extension("pages")).ok();
+    std::fs::remove_dir_all(node.host(&forged).with_extension("parent")).ok();
     ensure!(outcome == wanted, "{outcome}, wanted {wanted}");
     Ok(())
 }

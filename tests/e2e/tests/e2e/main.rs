@@ -19,6 +19,7 @@ mod lifecycle;
 mod memory;
 mod metrics;
 mod options;
+mod parents;
 mod pods;
 mod podspec;
 mod preflight;
@@ -244,6 +245,13 @@ fn main() -> ExitCode {
         test!(options::memory_that_is_not_tracked_is_refused).not_on_runc(NO_OPTIONS),
         test!(options::auto_dedup_of_a_restore)
             .alone()
+            .not_on_runc(NO_OPTIONS),
+        test!(parents::a_chain_restores_where_the_node_allows_it)
+            .alone()
+            .not_on_runc(NO_OPTIONS),
+        test!(parents::pre_dumps_and_what_changed_since)
+            .alone()
+            .needs_here(parents::no_soft_dirty)
             .not_on_runc(NO_OPTIONS),
         test!(options::page_server).alone().not_on_runc(NO_OPTIONS),
         test!(options::manage_cgroups)

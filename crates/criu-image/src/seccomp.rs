@@ -1,0 +1,36 @@
+//! `seccomp.img`: the filters of all tasks. A thread's core image names the last of its chain.
+
+use crate::msg::SeccompEntry;
+use crate::{At, Error, Kind, View};
+
+/// A filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// Its instructions, `struct sock_filter`s of eight bytes.
+    pub program: Vec<u8>,
+    /// The one that was loaded before it, by its position in the image; it stays in force.
+    pub before: Option<u32>,
+    /// `SECCOMP_FILTER_FLAG_...`
+    pub flags: u32,
+}
+
+/// All filters, by their positions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filters(pub Vec<Filter>);
+
+impl View for Filters {
+    type Wire = SeccompEntry;
+
+    const KIND: Kind = Kind::Seccomp;
+
+    fn from_wire(wire: Self::Wire, at: At<'_>) -> Result<Self, Error> {
+        let filters = wire.seccomp_filters.into_iter().map(|filter| {
+            Ok(Filter {
+                program: at.need(filter.filter, "filter")?,
+                before: filter.prev,
+                flags: filter.flags.unwrap_or_default(),
+            })
+        });
+        filters.collect::<Result<_, _>>().map(Self)
+    }
+}
