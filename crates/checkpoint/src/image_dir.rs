@@ -25,6 +25,8 @@ use std::path::Path;
 use cryo_criu_image::files::{Descriptor, Object, OpenFile, Terminal};
 use cryo_criu_image::inventory::{IMAGE_VERSION, Inventory, TaskIds};
 use cryo_criu_image::pstree::ProcessTree;
+pub use cryo_criu_image::seccomp::Filter;
+use cryo_criu_image::seccomp::Filters;
 use cryo_criu_image::stats::DumpStats;
 use cryo_criu_image::task::Core;
 use cryo_criu_image::{Body, Kind, Reader, View};
@@ -184,6 +186,16 @@ pub struct ImageDir {
     stats: Option<DumpStats>,
 }
 
+/// The seccomp filters in an image directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seccomp {
+    /// All of them, by their positions.
+    pub filters: Vec<Filter>,
+    /// The tasks that have some, by their numbers, and each one's first; `None` where only images
+    /// of an old CRIU say it.
+    pub chains: Vec<(u32, Option<u32>)>,
+}
+
 /// Checks the image directory at `path`.
 ///
 /// The path itself may lead through links: it comes from whoever asks for the restore. What is
@@ -315,6 +327,32 @@ impl ImageDir {
     /// container holds both ends.
     pub fn stdio_keys(&self) -> &[Option<StdioKey>; 3] {
         &self.stdio
+    }
+
+    /// The seccomp filters of all tasks.
+    ///
+    /// # Errors
+    ///
+    /// When an image of them cannot be read.
+    pub fn seccomp(&self) -> Result<Seccomp, Error> {
+        const FILTERS: i32 = 2;
+        let filters = match self.files.size(&Kind::Seccomp.file_name(0)) {
+            Some(_) => one::<Filters>(&self.files, Kind::Seccomp, 0)?.0,
+            None => Vec::new(),
+        };
+        let mut chains = Vec::new();
+        for process in self.tree.processes() {
+            for &task in process.threads.iter().chain([&process.pid]) {
+                let core: Core = one(&self.files, Kind::Core, task.into())?;
+                if core.seccomp_of_process {
+                    chains.push((task, None));
+                } else if core.seccomp_mode == Some(FILTERS) {
+                    // What CRIU takes where nothing is said.
+                    chains.push((task, Some(core.seccomp_filter.unwrap_or(0))));
+                }
+            }
+        }
+        Ok(Seccomp { filters, chains })
     }
 
     /// The statistics of the dump, if CRIU's work directory was this one.

@@ -26,7 +26,7 @@
 //!
 //! Three levels, each usable alone: [`RawReader`] and [`Writer`] know the framing, [`msg`] the
 //! messages, and [`Reader`] yields the typed views of [`inventory`], [`pstree`], [`task`],
-//! [`registers`], [`mm`], [`files`], [`mounts`], [`pagemap`] and [`stats`].
+//! [`registers`], [`mm`], [`files`], [`mounts`], [`pagemap`], [`seccomp`] and [`stats`].
 //!
 //! ```
 //! use cryo_criu_image::{Kind, Reader, Writer, msg, pstree::Process};
@@ -61,6 +61,7 @@ pub mod msg;
 pub mod pagemap;
 pub mod pstree;
 pub mod registers;
+pub mod seccomp;
 pub mod security;
 pub mod sockets;
 pub mod stats;

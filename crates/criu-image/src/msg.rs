@@ -185,6 +185,10 @@ pub struct TaskCoreEntry {
     pub blk_sigset: Option<u64>,
     #[prost(bytes = "vec", optional, tag = "6")]
     pub comm: Option<Vec<u8>>,
+    #[prost(int32, optional, tag = "11")]
+    pub old_seccomp_mode: Option<i32>,
+    #[prost(uint32, optional, tag = "12")]
+    pub old_seccomp_filter: Option<u32>,
     #[prost(uint32, optional, tag = "13")]
     pub loginuid: Option<u32>,
     #[prost(int32, optional, tag = "14")]
@@ -399,4 +403,22 @@ pub struct PagemapEntry {
     pub flags: Option<u32>,
     #[prost(uint64, optional, tag = "5")]
     pub nr_pages: Option<u64>,
+}
+
+/// The message of `seccomp.img`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct SeccompEntry {
+    #[prost(message, repeated, tag = "1")]
+    pub seccomp_filters: Vec<SeccompFilter>,
+}
+
+/// A filter in [`SeccompEntry`].
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct SeccompFilter {
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub filter: Option<Vec<u8>>,
+    #[prost(uint32, optional, tag = "2")]
+    pub prev: Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub flags: Option<u32>,
 }

@@ -1,4 +1,4 @@
-//! `seccomp.img`: the filters of all tasks. A thread's core image names the last of its chain.
+//! `seccomp.img`: the filters of all tasks. A thread's core image names the first of its chain.
 
 use crate::msg::SeccompEntry;
 use crate::{At, Error, Kind, View};
@@ -8,8 +8,9 @@ use crate::{At, Error, Kind, View};
 pub struct Filter {
     /// Its instructions, `struct sock_filter`s of eight bytes.
     pub program: Vec<u8>,
-    /// The one that was loaded before it, by its position in the image; it stays in force.
-    pub before: Option<u32>,
+    /// The one that was loaded after it, and on top of it, by its position in the image. CRIU's
+    /// own name for the field says the opposite.
+    pub next: Option<u32>,
     /// `SECCOMP_FILTER_FLAG_...`
     pub flags: u32,
 }
@@ -27,7 +28,7 @@ impl View for Filters {
         let filters = wire.seccomp_filters.into_iter().map(|filter| {
             Ok(Filter {
                 program: at.need(filter.filter, "filter")?,
-                before: filter.prev,
+                next: filter.prev,
                 flags: filter.flags.unwrap_or_default(),
             })
         });

@@ -10,7 +10,7 @@ pub struct Security {
     pub credentials: Option<Credentials>,
     /// How its system calls are filtered: 0 not, 1 strictly, 2 by a filter.
     pub seccomp_mode: Option<i32>,
-    /// Which filter of `seccomp.img` is its last.
+    /// The first of its filters, by its position in `seccomp.img`.
     pub seccomp_filter: Option<u32>,
 }
 

@@ -17,6 +17,10 @@ pub struct Core {
     pub ids: Option<TaskIds>,
     /// Whether system calls of the task are filtered; absent in images of CRIU before 3.6.
     pub seccomp_mode: Option<i32>,
+    /// The first of its filters, by its position in `seccomp.img`.
+    pub seccomp_filter: Option<u32>,
+    /// The image says these two for the whole process, as those of CRIU before 3.6 did.
+    pub seccomp_of_process: bool,
 }
 
 impl View for Core {
@@ -25,6 +29,10 @@ impl View for Core {
     const KIND: Kind = Kind::Core;
 
     fn from_wire(wire: Self::Wire, at: At<'_>) -> Result<Self, Error> {
+        let seccomp_of_process = wire
+            .tc
+            .as_ref()
+            .is_some_and(|tc| tc.old_seccomp_mode.is_some() || tc.old_seccomp_filter.is_some());
         let process = match wire.tc {
             Some(tc) => Some(ProcessCore {
                 comm: at.need(tc.comm, "comm")?,
@@ -41,7 +49,9 @@ impl View for Core {
                 .ids
                 .map(|ids| TaskIds::from_wire(ids, at))
                 .transpose()?,
-            seccomp_mode: wire.thread_core.and_then(|thread| thread.seccomp_mode),
+            seccomp_mode: wire.thread_core.as_ref().and_then(|t| t.seccomp_mode),
+            seccomp_filter: wire.thread_core.and_then(|t| t.seccomp_filter),
+            seccomp_of_process,
         })
     }
 }

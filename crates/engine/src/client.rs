@@ -1,7 +1,7 @@
 //! The shim's side of the zygote.
 
 use std::fs::File;
-use std::io::{self, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -185,6 +185,14 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     ///
     /// When it stays, or systemd cannot be asked.
     fn end_scope(&self, target: &Target) -> Result<(), Error>;
+
+    /// The program of the spec's seccomp filter, as the kernel has it when it is
+    /// loaded here: instructions of eight bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the spec has none, or it cannot be loaded or read back.
+    fn seccomp_filter(&self, target: &Target) -> Result<Vec<u8>, Error>;
 
     /// Writes other limits into the cgroups of a container that lives. A later
     /// restore goes by its own spec, not by these.
@@ -429,6 +437,17 @@ impl Engine for Zygote {
             target: target.clone(),
         };
         self.call(&request, &[]).map(drop)
+    }
+
+    fn seccomp_filter(&self, target: &Target) -> Result<Vec<u8>, Error> {
+        let file = self.call_for_fd(&Request::SeccompFilter {
+            target: target.clone(),
+        })?;
+        let mut program = Vec::new();
+        File::from(file)
+            .take(MAX_MESSAGE_BYTES as u64)
+            .read_to_end(&mut program)?;
+        Ok(program)
     }
 
     fn update(&self, target: &Target, resources: &LinuxResources) -> Result<(), Error> {

@@ -94,6 +94,12 @@ pub enum Request {
         /// The container, with its scope.
         target: Target,
     },
+    /// Load the spec's seccomp filter and read it back; a file with its
+    /// instructions comes with the reply.
+    SeccompFilter {
+        /// The container.
+        target: Target,
+    },
     /// Write other limits than the spec's into the container's cgroups. What is
     /// not named stays as it is.
     Update {
@@ -241,6 +247,7 @@ mod tests {
                 Request::CgroupNamespace { target: target.clone() },
                 Request::Enclose { target: target.clone() },
                 Request::EndScope { target: target.clone() },
+                Request::SeccompFilter { target: target.clone() },
                 Request::Update { target: target.clone(), resources: Box::default() },
                 Request::MountRoot {
                     root: MappedRoot {

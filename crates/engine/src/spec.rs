@@ -186,6 +186,13 @@ pub fn devices(spec: &Spec) -> Vec<PathBuf> {
     own.into_iter().chain(more).collect()
 }
 
+/// Whether the spec has a seccomp profile.
+#[must_use]
+pub fn filtered(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    linux.is_some_and(|l| l.seccomp().is_some())
+}
+
 /// Where the spec mounts the cgroup file system, if at all.
 #[must_use]
 pub fn cgroup_mount(spec: &Spec) -> Option<PathBuf> {

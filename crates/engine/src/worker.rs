@@ -9,10 +9,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cryo_sys::namespace::unshare_cgroups;
+use cryo_sys::seccomp::filter_of;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::hooks::run_hooks;
+use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::SyscallType;
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources, Spec};
 use rustix::fs::MemfdFlags;
@@ -55,6 +57,7 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<Own
         Request::EndScope { target } => systemd::stop(scope_of(&target)?)
             .map_err(systemd_failure)
             .map(|()| alone(Reply::Ok)),
+        Request::SeccompFilter { target } => seccomp_filter(&target),
         Request::Update { target, resources } => update(&target, *resources).map(alone),
         Request::MountRoot { root, dir } => mount_root(&root, &dir),
         Request::Hooks {
@@ -317,6 +320,30 @@ fn tell_limits(target: &Target, cgroups: &Cgroups) -> Result<(), Failure> {
         }),
         None => Ok(()),
     }
+}
+
+fn seccomp_filter(target: &Target) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    let spec = spec::load(&target.bundle).map_err(spec_failure)?;
+    let profile = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+    let profile = profile.ok_or_else(|| Failure {
+        kind: FailureKind::Spec,
+        message: "the specification has no seccomp profile".to_owned(),
+    })?;
+    let written = filter_of(|| match initialize_seccomp(profile) {
+        Ok(_) => {}
+        Err(error) => tracing::error!("{error}"),
+    })
+    .and_then(|program| {
+        let mut file = File::from(rustix::fs::memfd_create("filter", MemfdFlags::CLOEXEC)?);
+        file.write_all(&program)?;
+        file.rewind()?;
+        Ok(file)
+    });
+    let file = written.map_err(|e| Failure {
+        kind: FailureKind::Other,
+        message: format!("cannot tell what the container's seccomp filter is: {e}"),
+    })?;
+    Ok((Reply::Ok, vec![file.into()]))
 }
 
 fn limit_devices(cgroups: &Cgroups, spec: &Spec) -> Result<(), Failure> {

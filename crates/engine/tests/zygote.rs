@@ -19,7 +19,8 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
+        ("filters_are_read_back", filters_are_read_back),
         (
             "failures_are_sorted_and_named",
             failures_are_sorted_and_named,
@@ -94,6 +95,43 @@ fn failures_are_sorted_and_named() {
         .unwrap_err();
     assert!(
         error.to_string().contains("Poststart hook failed"),
+        "{error}"
+    );
+}
+
+fn filters_are_read_back() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: loading a filter without no_new_privs needs root");
+        return;
+    }
+    let zygote = Zygote::spawn().unwrap();
+    let filter = |seccomp: &str| {
+        let linux = format!(r#""linux":{{{seccomp}}}"#);
+        let config = HOOKED.replace(r#""linux":{}"#, &linux);
+        zygote.seccomp_filter(&target(bundle(&config).path()))
+    };
+    let without = |call: &str| {
+        let rule = format!(r#"{{"names":["{call}"],"action":"SCMP_ACT_ERRNO"}}"#);
+        let profile =
+            format!(r#""seccomp":{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{rule}]}}"#);
+        filter(&profile).unwrap()
+    };
+    let mkdir = without("mkdir");
+    assert!(
+        mkdir.len() > 8 && mkdir.len().is_multiple_of(8),
+        "{mkdir:?}"
+    );
+    assert_eq!(mkdir, without("mkdir"));
+    assert_ne!(mkdir, without("rmdir"));
+    // Nothing at all may be done after it.
+    let none = filter(r#""seccomp":{"defaultAction":"SCMP_ACT_KILL_PROCESS"}"#).unwrap();
+    assert!(!none.is_empty() && none != mkdir);
+
+    let error = filter("").unwrap_err();
+    assert_eq!(error.kind(), FailureKind::Spec, "{error}");
+    let error = filter(r#""seccomp":{"defaultAction":"SCMP_ACT_NOTIFY"}"#).unwrap_err();
+    assert!(
+        error.to_string().contains("SCMP_ACT_NOTIFY cannot be used"),
         "{error}"
     );
 }

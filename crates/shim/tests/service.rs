@@ -117,6 +117,10 @@ impl Engine for Shells {
         Ok(())
     }
 
+    fn seccomp_filter(&self, _: &Target) -> Result<Vec<u8>, Error> {
+        Err(Error::Gone)
+    }
+
     fn update(&self, _: &Target, resources: &LinuxResources) -> Result<(), Error> {
         self.updates.lock().unwrap().push(resources.clone());
         Ok(())

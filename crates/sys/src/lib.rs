@@ -10,5 +10,6 @@ pub mod namespace;
 pub mod process;
 pub mod sched;
 pub mod scm;
+pub mod seccomp;
 pub mod socket;
 pub mod spawn;

@@ -89,12 +89,7 @@ fn step_to_filter(pid: Pid) -> Result<Vec<u8>, Step> {
         if length > MAX_INSTRUCTIONS {
             return Err(io::Error::other("a filter longer than there are").into());
         }
-        request(
-            GET_FILTER,
-            raw,
-            0,
-            program.as_mut_ptr().cast(),
-        )?;
+        request(GET_FILTER, raw, 0, program.as_mut_ptr().cast())?;
         program.truncate(length * INSTRUCTION_BYTES);
         return Ok(program);
     }

@@ -126,7 +126,8 @@ impl Message {
         Some(Self(fields))
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (number, value) in &self.0 {
             match value {
@@ -178,6 +179,11 @@ impl Message {
             .0
             .push((field, Value::Bytes(bytes.as_ref().to_vec())));
         message
+    }
+
+    /// Adds bytes to a field, after what is there.
+    pub fn add_bytes(&mut self, field: u64, bytes: Vec<u8>) {
+        self.0.push((field, Value::Bytes(bytes)));
     }
 
     /// Takes a field away.

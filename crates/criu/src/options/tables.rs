@@ -94,6 +94,7 @@ pub struct Restore {
     pub lsm_profile: Option<String>,
     pub network_lock: Option<NetworkLockMethod>,
     pub parents: Option<PathBuf>,
+    pub any_seccomp: bool,
     pub tcp_close: bool,
     pub tcp_established: bool,
 }
@@ -110,6 +111,7 @@ impl Default for Restore {
             lsm_profile: None,
             network_lock: None,
             parents: None,
+            any_seccomp: false,
             tcp_close: false,
             tcp_established: true,
         }
@@ -523,6 +525,19 @@ impl Table for Restore {
             since: criu(1, 2),
             needs: None,
             meaning: "Restore checkpoints that were made with `parent-path`, if they and their parents are in this directory or beneath it, beside each other, and root alone can change them. Without it they are refused: a link in a checkpoint from elsewhere could lead to somebody else's memory.",
+        },
+        Opt {
+            name: "seccomp",
+            kind: Kind::Word(&[
+                ("same", |o| o.any_seccomp = false),
+                ("any", |o| o.any_seccomp = true),
+            ]),
+            access: Access::Node,
+            field: None,
+            default: "same",
+            since: criu(1, 6),
+            needs: None,
+            meaning: "Which seccomp filters a checkpoint may bring where the new container's specification has a profile. `same`: each task has the very filter that this profile makes here. `any`: whatever filter; for checkpoints that are trusted and were made with another profile, runtime or libseccomp.",
         },
         Opt {
             name: "shell-job",

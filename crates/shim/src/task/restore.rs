@@ -15,7 +15,7 @@ use rustix::process::Pid;
 use super::config::Config;
 use super::context::{Context, from_engine, internal};
 use super::criu::{self, WorkDir};
-use super::gate::{Gate, Refused};
+use super::gate::{self, Gate, Refused};
 use super::settings;
 use super::stdio::{self, ContainerEnds};
 use crate::rpc::{TaskError, with_causes};
@@ -32,6 +32,9 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     let criu = criu::find(&config)?;
     let options = settings::of_restore(context, &config, &criu)?;
     let images = open_images(context, options.parents.as_deref())?;
+    if !options.any_seccomp {
+        check_seccomp(context, &images)?;
+    }
     mountpoint::make_all(&context.record.rootfs(), &context.spec).map_err(internal)?;
     let half_done = HalfDone(Some(context));
     let mut enclosed = context.enclose()?;
@@ -170,6 +173,18 @@ fn open_images(context: &Context, parents: Option<&Path>) -> Result<ImageDir, Ta
     })
 }
 
+/// The filter of the specification has to be in force on all that the images bring.
+fn check_seccomp(context: &Context, images: &ImageDir) -> Result<(), TaskError> {
+    if !spec::filtered(&context.spec) {
+        return Ok(());
+    }
+    let found = images
+        .seccomp()
+        .map_err(|e| TaskError::FailedPrecondition(format!("{}: {}", with_causes(&e), e.hint())))?;
+    let wanted = context.shared.engine.seccomp_filter(&context.target());
+    gate::check_filters(&found, &wanted.map_err(from_engine)?).map_err(from_gate)
+}
+
 fn clone_dir(images: &ImageDir) -> Result<OwnedFd, TaskError> {
     images
         .fd()
@@ -278,7 +293,9 @@ fn streams(images: &ImageDir, ends: ContainerEnds) -> Result<InheritedFds, TaskE
 /// A checkpoint that asks for too much is the client's to change; the rest is not.
 fn from_gate(refused: Refused) -> TaskError {
     match refused {
-        Refused::Violation(_) => TaskError::PermissionDenied(refused.to_string()),
+        Refused::Violation(_) | Refused::Filters(_) => {
+            TaskError::PermissionDenied(refused.to_string())
+        }
         Refused::Unknown(_) => internal(refused),
     }
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use cryo_e2e::context::{Container, Context};
 use cryo_e2e::images::{Message, edit, inherit};
-use cryo_e2e::lab::{Node, repository};
+use cryo_e2e::lab::{Node, NodeConfig, repository};
 use cryo_e2e::runtime::Runtime;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, goes_on, numbers};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
@@ -338,7 +338,28 @@ const RIGHTS: &[Attack] = &[
             })
         },
         effect: |restored| Ok(restored.status("Seccomp")? == "2"),
-        cryo: Outcome::TakesEffect,
+        cryo: Outcome::Refused("seccomp filters: found others, of 1 instructions"),
+        runc: Outcome::TakesEffect,
+    },
+    Attack {
+        name: "a seccomp filter that allows all in place of the right one, which is there too",
+        forge: |folder| {
+            let mut last = 0;
+            edit(&folder.join("seccomp.img"), |messages| {
+                for message in messages {
+                    message.inside(1, |filter| {
+                        last += 1;
+                        filter
+                    });
+                    message.add_bytes(1, Message::default().with_bytes(1, ALLOW_ALL).encode());
+                }
+            })?;
+            threads(images(folder, "core-")?, |thread| {
+                thread.with(THREAD_SECCOMP[1], &[last])
+            })
+        },
+        effect: |restored| Ok(restored.status("Seccomp")? == "2"),
+        cryo: Outcome::Refused("seccomp filters: found others, of 1 instructions"),
         runc: Outcome::TakesEffect,
     },
     Attack {
@@ -586,6 +607,40 @@ pub(crate) async fn root_for_a_user_is_refused(cx: Context) -> anyhow::Result<()
     };
     let user = container(&cx, node, &["--user", "1000:1000"]).await?;
     try_one(&cx, &user, &image, &attack).await
+}
+
+/// Honest filters, but of another profile than the restored container's.
+pub(crate) async fn filters_of_another_profile_are_for_the_node_to_accept(
+    cx: Context,
+) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, image, before) = frozen(&cx, node).await?;
+    container
+        .edit_spec(|spec| {
+            spec["linux"]["seccomp"] = serde_json::json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+                "syscalls": [{ "names": ["mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
+            });
+        })
+        .await?;
+    {
+        let _output = container.create_from(Some(&image)).await?;
+        let answer = container.api.start(&container.id).await;
+        container.api.delete(&container.id).await?;
+        let status = answer.err().context("another filter was taken")?;
+        refused(&status, Outcome::Refused("seccomp filters: found others"))?;
+        refused(
+            &status,
+            Outcome::Refused("`seccomp = \"any\"` under [restore]"),
+        )?;
+    }
+    let _config = NodeConfig::set(node, "[restore]\nseccomp = \"any\"\n")?;
+    let output = container.create_from(Some(&image)).await?;
+    container.start().await?;
+    goes_on(&before, &output.count_to(3).await?)?;
+    container.kill_and_delete().await?;
+    Ok(())
 }
 
 /// What all of them are forged from: a filter, a read-only volume, a process beside the first.

@@ -313,6 +313,9 @@ fn main() -> ExitCode {
         test!(hostile::the_nodes_namespaces_are_refused),
         test!(hostile::other_mounts_are_refused),
         test!(hostile::what_is_no_plain_file_is_refused),
+        test!(hostile::filters_of_another_profile_are_for_the_node_to_accept)
+            .alone()
+            .not_on_runc(NO_OPTIONS),
         test!(hostile::root_for_a_user_is_refused),
         test!(restart::containers_live_through_sigterm).alone(),
         test!(restart::containers_live_through_sigkill).alone(),

@@ -8,6 +8,7 @@
 
 mod mounts;
 mod policy;
+mod seccomp;
 mod tasks;
 mod view;
 
@@ -19,6 +20,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use cryo_checkpoint::image_dir::Seccomp;
 use cryo_engine::cgroup::Cgroups;
 use cryo_engine::mountpoint;
 use cryo_engine::spec::{self, Namespace};
@@ -77,6 +79,11 @@ pub(super) enum Refused {
         "the checkpoint was refused before it ran: {0}; if you trust it, restore it with a specification that allows this"
     )]
     Violation(String),
+    /// It brings other filters than the specification's.
+    #[error(
+        "the checkpoint was refused before it ran: {0}; restore it with the seccomp profile that it was started with, under the same runtime and libseccomp, or, if you trust it, have the node's owner set `seccomp = \"any\"` under [restore] in /etc/cryo/config.toml"
+    )]
+    Filters(String),
     /// That could not be told.
     #[error("the restored processes cannot be checked, so they were ended")]
     Unknown(#[source] io::Error),
@@ -92,6 +99,16 @@ impl From<io::Error> for Refused {
     fn from(error: io::Error) -> Self {
         Self::Unknown(error)
     }
+}
+
+/// Judges the seccomp filters of a checkpoint, which only who traces the tasks could read later;
+/// `wanted` is the specification's.
+///
+/// # Errors
+///
+/// [`Refused::Filters`].
+pub(super) fn check_filters(found: &Seccomp, wanted: &[u8]) -> Result<(), Refused> {
+    seccomp::judge(found, wanted).map_err(|violation| Refused::Filters(violation.to_string()))
 }
 
 impl Gate {

@@ -9,7 +9,7 @@
 //! | capabilities | each set within what a process of this spec could come to hold |
 //! | users and groups | the spec's, unless a process of this spec could change them |
 //! | `no_new_privs` | set if the spec sets it |
-//! | seccomp | filtered if the spec filters |
+//! | seccomp | filtered if the spec filters; by what, is judged [before](super::check_filters) |
 //! | AppArmor | the spec's profile, if it names one |
 //!
 //! What a process *could come to hold* is the kernel's rule of `execve` (capabilities(7)):
@@ -144,7 +144,7 @@ impl Policy {
             gid: outer_gid,
             groups,
             no_new_privs,
-            filtered: linux.is_some_and(|l| l.seccomp().is_some()),
+            filtered: spec::filtered(spec),
             profile: process
                 .and_then(|p| p.apparmor_profile().clone())
                 .filter(|p| !p.is_empty() && p != "unconfined"),

@@ -1,61 +1,57 @@
-//! Whether the container's filter is in force on whatever filters the images have. Pure.
+//! Whether the container's filter is in force on each task that the images filter. Pure.
 //!
-//! No filter that is loaded takes another one back, so what counts is the first of each chain: it
-//! has to be the very program that the new specification makes on this node. The gate sees later
-//! that every task has a chain; which one does not matter then.
+//! No filter takes another one back, so a chain may hold others, before or after it. But it has to
+//! hold the very program that the new specification makes on this node. What tasks the images do
+//! not filter the gate finds.
 
-use cryo_checkpoint::image_dir::Filter;
+use cryo_checkpoint::image_dir::{Filter, Seccomp};
 
 use super::Violation;
 
-/// The only flag that the kernel tells of a filter, so the only one in an honest image.
-const LOG: u32 = 2;
+/// `SECCOMP_FILTER_FLAG_TSYNC`, which CRIU adds, and `..._LOG`, the only one that the kernel tells:
+/// more is in no honest image.
+const FLAGS: u32 = 1 | 2;
 
 /// Judges the filters of a checkpoint; `wanted` is the specification's.
-pub(super) fn judge(filters: &[Filter], wanted: &[u8]) -> Result<(), Violation> {
-    for (number, filter) in filters.iter().enumerate() {
-        let bad = |found: String| {
-            Err(Violation {
-                who: "seccomp.img".to_owned(),
-                property: format!("filter {number}"),
-                found,
-                allowed: format!(
-                    "the specification's of {} instructions below all others",
-                    wanted.len() / 8
-                ),
-            })
+pub(super) fn judge(found: &Seccomp, wanted: &[u8]) -> Result<(), Violation> {
+    let right = |filter: &&Filter| filter.program == wanted && filter.flags & !FLAGS == 0;
+    for (task, first) in &found.chains {
+        let chain = first.and_then(|first| chain(&found.filters, first));
+        let what = match chain {
+            Some(chain) if chain.iter().any(right) => continue,
+            Some(chain) => {
+                let lengths = chain.iter().map(|f| (f.program.len() / 8).to_string());
+                let lengths: Vec<_> = lengths.collect();
+                format!("others, of {} instructions", lengths.join(" and "))
+            }
+            None => "a chain of them that cannot be followed".to_owned(),
         };
-        match filter.before {
-            // It comes after one that is judged too.
-            Some(before) => {
-                if !ends(filters, before) {
-                    return bad("a chain without a beginning".to_owned());
-                }
-            }
-            None if filter.program != wanted => {
-                let count = filter.program.len() / 8;
-                return bad(format!("another one of {count} instructions"));
-            }
-            None if filter.flags & !LOG != 0 => {
-                return bad(format!("it with the flags {:#x}", filter.flags));
-            }
-            None => {}
-        }
+        return Err(Violation {
+            who: format!("process or thread {task}"),
+            property: "seccomp filters".to_owned(),
+            found: what,
+            allowed: format!(
+                "the specification's of {} instructions, with others or without",
+                wanted.len() / 8
+            ),
+        });
     }
     Ok(())
 }
 
-/// Whether a chain comes to a first filter.
-fn ends(filters: &[Filter], from: u32) -> bool {
-    let before = |number: &u32| filters.get(usize::try_from(*number).ok()?)?.before;
-    let last = std::iter::successors(Some(from), before)
-        .take(filters.len() + 1)
-        .enumerate()
-        .last();
-    last.is_some_and(|(steps, last)| {
-        let last = usize::try_from(last).ok().and_then(|n| filters.get(n));
-        steps < filters.len() && last.is_some_and(|f| f.before.is_none())
-    })
+/// The filters that CRIU loads, from this one on, in their order; `None` if it would never end.
+fn chain(filters: &[Filter], first: u32) -> Option<Vec<&Filter>> {
+    let mut chain = Vec::new();
+    let mut at = Some(first);
+    while let Some(number) = at {
+        let filter = filters.get(usize::try_from(number).ok()?)?;
+        chain.push(filter);
+        if chain.len() > filters.len() {
+            return None;
+        }
+        at = filter.next;
+    }
+    Some(chain)
 }
 
 #[cfg(test)]
@@ -64,76 +60,72 @@ mod tests {
 
     const WANTED: [u8; 16] = [7; 16];
 
-    fn filter(program: &[u8], before: Option<u32>) -> Filter {
+    fn filter(program: &[u8], next: Option<u32>) -> Filter {
         Filter {
             program: program.to_vec(),
-            before,
+            next,
             flags: 0,
         }
     }
 
-    fn judged(filters: &[Filter]) -> Result<(), String> {
-        judge(filters, &WANTED).map_err(|v| v.to_string())
+    fn judged(filters: &[Filter], chains: &[Option<u32>]) -> Result<(), String> {
+        let found = Seccomp {
+            filters: filters.to_vec(),
+            chains: chains.iter().map(|first| (7, *first)).collect(),
+        };
+        judge(&found, &WANTED).map_err(|v| v.to_string())
     }
 
     #[test]
-    fn the_specs_filter_is_below_all_others() {
-        assert_eq!(judged(&[]), Ok(()));
+    fn the_specs_filter_is_in_every_chain() {
+        assert_eq!(judged(&[], &[]), Ok(()));
         let own = filter(&WANTED, None);
-        let logged = Filter {
-            flags: LOG,
+        let shared = Filter {
+            flags: FLAGS,
             ..own.clone()
         };
-        let of_the_container = filter(&[1; 8], Some(0));
-        assert_eq!(
-            judged(&[
-                own.clone(),
-                of_the_container,
-                filter(&[2; 8], Some(1)),
-                logged
-            ]),
-            Ok(())
-        );
-        // CRIU may write a chain from its end.
-        assert_eq!(judged(&[filter(&[1; 8], Some(1)), own]), Ok(()));
+        // As CRIU writes them: the last of a chain stands first.
+        let filters = [own, filter(&[1; 8], None), filter(&WANTED, Some(1)), shared];
+        assert_eq!(judged(&filters, &[Some(0), Some(2), Some(3)]), Ok(()));
+        // On top of another one it is in force as well.
+        let above = [filter(&[0; 8], Some(1)), filter(&WANTED, None)];
+        assert_eq!(judged(&above, &[Some(0)]), Ok(()));
     }
 
     #[test]
     fn what_is_not_is_named() {
-        let allowed = "allowed the specification's of 2 instructions below all others";
         let own = || filter(&WANTED, None);
         let flagged = Filter { flags: 4, ..own() };
-        for (filters, found) in [
+        let endless = [own(), filter(&WANTED, Some(2)), filter(&WANTED, Some(1))];
+        let lost = "a chain of them that cannot be followed";
+        for (filters, first, found) in [
             (
-                vec![own(), filter(&[0; 8], None)],
-                "filter 1: found another one of 1 instructions",
+                &[filter(&[0; 8], None)][..],
+                Some(0),
+                "others, of 1 instructions",
+            ),
+            // There, but not in its chain.
+            (
+                &[filter(&[0; 8], None), filter(&WANTED, Some(0))],
+                Some(0),
+                "others, of 1 instructions",
             ),
             (
-                vec![filter(&WANTED[..8], None)],
-                "filter 0: found another one of 1 instructions",
+                &[filter(&[0; 8], Some(1)), filter(&WANTED[..8], None)],
+                Some(0),
+                "others, of 1 and 1 instructions",
             ),
-            // The right one, above a stranger.
-            (
-                vec![filter(&WANTED, Some(1)), filter(&[0; 8], None)],
-                "filter 1: found another one of 1 instructions",
-            ),
-            (vec![flagged], "filter 0: found it with the flags 0x4"),
-            (
-                vec![filter(&WANTED, Some(0))],
-                "filter 0: found a chain without a beginning",
-            ),
-            (
-                vec![own(), filter(&WANTED, Some(2)), filter(&WANTED, Some(1))],
-                "filter 1: found a chain without a beginning",
-            ),
-            (
-                vec![own(), filter(&WANTED, Some(9))],
-                "filter 1: found a chain without a beginning",
-            ),
+            (&[flagged], Some(0), "others, of 2 instructions"),
+            (&endless, Some(1), lost),
+            (&[own()], Some(1), lost),
+            (&[filter(&WANTED, Some(9))], Some(0), lost),
+            (&[own()], None, lost),
         ] {
             assert_eq!(
-                judged(&filters),
-                Err(format!("seccomp.img: {found}, {allowed}"))
+                judged(filters, &[first]),
+                Err(format!(
+                    "process or thread 7: seccomp filters: found {found}, allowed the specification's of 2 instructions, with others or without"
+                ))
             );
         }
     }
