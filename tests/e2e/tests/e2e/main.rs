@@ -14,6 +14,7 @@ mod exec;
 mod failures;
 mod footprint;
 mod hostile;
+mod inspect;
 mod kubelet;
 mod lifecycle;
 mod memory;
@@ -43,6 +44,9 @@ use cryo_e2e::test;
 
 /// Why a test of `SystemdCgroup` has no meaning with the Go shim.
 const OWN_HANDLER: &str = "the handler with SystemdCgroup is one of cryo's";
+
+/// For tests that run one program after the other, on a machine that does much besides.
+const LONG: Duration = Duration::from_secs(180);
 
 /// Why a test of the node configuration has no meaning with the Go shim.
 const NO_CONFIGURATION: &str =
@@ -207,6 +211,10 @@ fn main() -> ExitCode {
         test!(restore::with_a_process_that_an_exec_left),
         test!(cri::archive_has_what_the_kubelet_wants),
         test!(cri::checkpointctl_reads_the_archive),
+        test!(inspect::cryos_archives_are_shown_as_by_checkpointctl).within(LONG),
+        test!(inspect::runcs_archives_are_shown_as_by_checkpointctl),
+        test!(inspect::podmans_archives_are_shown_as_by_checkpointctl).within(LONG),
+        test!(inspect::podmans_archives_with_crun_as_well).within(LONG),
         test!(memory::memparse_is_as_checkpointctls),
         test!(memory::gdb_opens_a_core_file),
         test!(cri::restored_in_a_new_pod_goes_on),
