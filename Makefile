@@ -63,6 +63,10 @@ docs: build ## API documentation, manual pages, links
 bench: build release ## cryo beside the Go shim with runc, in the lab (root)
 	@CRYO_BIN_DIR=$(CURDIR)/target/release target/debug/cryo-bench
 
+.PHONY: bench-cryoctl
+bench-cryoctl: build release ## cryoctl beside checkpointctl, on 1 GiB of memory, in the lab (root)
+	@CRYO_BIN_DIR=$(CURDIR)/target/release target/debug/cryoctl-bench
+
 .PHONY: conformance
 conformance: build ## critest's specs with cryo and with the Go shim: docs/conformance.md (root, Go)
 	@target/debug/cryo-conformance

@@ -59,13 +59,23 @@ impl NewFile {
         self.names.is_some()
     }
 
-    /// All was written: it gets its name.
-    pub(crate) fn finish(mut self) -> Result<(), Failure> {
+    /// All was written: it gets its name, once it is on the disk.
+    pub(crate) fn finish(self) -> Result<(), Failure> {
+        self.rename(|file| file.sync_all())
+    }
+
+    /// The same without waiting for the disk: of what is large and can be made again at any time.
+    /// Should the machine lose its power, it may be there and not whole.
+    pub(crate) fn finish_unsynced(self) -> Result<(), Failure> {
+        self.rename(|_| Ok(()))
+    }
+
+    fn rename(mut self, sync: impl FnOnce(&File) -> io::Result<()>) -> Result<(), Failure> {
         let Some((temporary, path)) = self.names.take() else {
             return Ok(());
         };
         let done = (|| -> io::Result<()> {
-            self.file.sync_all()?;
+            sync(&self.file)?;
             fs::rename(&temporary, &path)
         })();
         if done.is_err() {
