@@ -44,6 +44,7 @@ pub mod layout;
 pub mod memory;
 pub mod metadata;
 pub mod oci;
+pub mod rootfs;
 pub mod source;
 pub mod summary;
 pub mod tar_stream;

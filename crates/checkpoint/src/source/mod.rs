@@ -345,6 +345,18 @@ impl Source {
     }
 }
 
+/// What a blob decompresses to; itself if it is not compressed.
+///
+/// # Errors
+///
+/// Whatever reading says.
+pub(crate) fn decompressed(blob: Blob) -> io::Result<Blob> {
+    Ok(match unpack::algorithm(&blob)? {
+        Some(algorithm) => unpack::unpacked(blob, algorithm),
+        None => blob,
+    })
+}
+
 /// What a damaged image makes of reading the checkpoint.
 pub fn damaged(name: &str, source: cryo_criu_image::Error) -> Error {
     Error::Damaged {

@@ -1,6 +1,6 @@
 //! `cryoctl` beside Debian's checkpointctl on the checkpoint of a process with much memory, in one
 //! run on one lab node: a Markdown table. `make bench-cryoctl`, or `cargo run --release -p cryo-e2e
-//! --bin cryoctl-bench [MIB] [ROUNDS] [LIMIT_S]`, as root.
+//! --bin cryoctl-bench [MIB] [ROUNDS] [LIMIT_S] [CASE...]`, as root; a case is part of a row's name.
 //!
 //! Rounds alternate between the two. The first one warms both up and is not counted. A command
 //! that takes longer than the limit is ended, run no more, and counted with the limit: its ratio is
@@ -110,11 +110,12 @@ const CASES: [Case; 7] = [
     },
 ];
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Settings {
     mib: u64,
     rounds: usize,
     limit_s: u64,
+    cases: Vec<String>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -123,13 +124,14 @@ fn main() -> anyhow::Result<()> {
         let word = words.next();
         word.map_or(Ok(default), |word| {
             word.parse()
-                .context("usage: cryoctl-bench [MIB] [ROUNDS] [LIMIT_S]")
+                .context("usage: cryoctl-bench [MIB] [ROUNDS] [LIMIT_S] [CASE...]")
         })
     };
     let settings = Settings {
         mib: number(1024)?,
         rounds: usize::try_from(number(3)?)?,
         limit_s: number(300)?,
+        cases: words.collect(),
     };
     if let Some(reason) = Lab::missing(Runtime::Cryo) {
         anyhow::bail!(reason);
@@ -138,10 +140,10 @@ fn main() -> anyhow::Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()?
-        .block_on(run(settings))
+        .block_on(run(&settings))
 }
 
-async fn run(settings: Settings) -> anyhow::Result<()> {
+async fn run(settings: &Settings) -> anyhow::Result<()> {
     let lab = Arc::new(Lab::up(&[NODE]).await?);
     let cx = Context::new("bench-ctl", Runtime::Cryo, Arc::clone(&lab));
     let measured = measure(&cx, settings).await;
@@ -155,7 +157,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(cx: &Context, settings: Settings) -> anyhow::Result<()> {
+async fn measure(cx: &Context, settings: &Settings) -> anyhow::Result<()> {
     let node = cx.a()?;
     let pod = cx.pod(node, cx.runtime().handler()).await?;
     let mib = settings.mib.to_string();
@@ -186,7 +188,11 @@ async fn measure(cx: &Context, settings: Settings) -> anyhow::Result<()> {
         "| what | cryoctl, s | checkpointctl, s | times faster | processor time, times less | cryoctl, peak MiB | checkpointctl, peak MiB |"
     );
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
-    for case in &CASES {
+    let wanted = |case: &&Case| {
+        let mut words = settings.cases.iter();
+        settings.cases.is_empty() || words.any(|word| case.what.contains(word.as_str()))
+    };
+    for case in CASES.iter().filter(wanted) {
         let row = one_case(node, case, settings, &older, &output).await;
         node.exec(&["rm", "-f", &output]).await?.success()?;
         println!("{}", row?);
@@ -206,7 +212,7 @@ struct Taken {
 async fn one_case(
     node: &Node,
     case: &Case,
-    settings: Settings,
+    settings: &Settings,
     archive: &str,
     output: &str,
 ) -> anyhow::Result<String> {
