@@ -217,6 +217,7 @@ fn main() -> ExitCode {
         test!(inspect::podmans_archives_with_crun_as_well).within(LONG),
         test!(memory::memparse_is_as_checkpointctls),
         test!(memory::gdb_opens_a_core_file),
+        test!(memory::diff_finds_the_pages_that_changed),
         test!(cri::restored_in_a_new_pod_goes_on),
         test!(cri::restored_on_another_node_goes_on),
         test!(cri::restored_is_checkpointed_again),

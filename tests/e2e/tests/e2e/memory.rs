@@ -6,19 +6,30 @@ use cryo_e2e::context::{Context, PodContainer};
 use cryo_e2e::lab::Node;
 use cryo_e2e::reference::older_archive;
 use cryo_e2e::workload::PYTHON;
+use serde_json::{Value, json};
 
 /// What the program has in memory, and nowhere in its arguments.
 const MARK: &str = "memory of a checkpoint";
 
-/// A program of three threads that tells the address of [`MARK`], and half a MiB of text.
+/// A program of three threads that tells the address of [`MARK`] and that of a MiB, of which it
+/// changes the third and fourth page at each SIGUSR1.
 const PROGRAM: &str = "\
-import array, threading, time
+import array, signal, threading, time
 mark = array.array('B', bytes(reversed(b'tniopkcehc a fo yromem')) + bytes(1))
-text = bytearray(b'0123456789abcdef' * 32768)
+text = array.array('B', b'0123456789abcdef' * 65536)
+start = (text.buffer_info()[0] + 4095) // 4096 * 4096
+def change(*_):
+    at = start - text.buffer_info()[0] + 2 * 4096
+    text[at + 5] ^= 1
+    text[at + 4096 + 5] ^= 1
+    print(3, flush=True)
+signal.signal(signal.SIGUSR1, change)
 for _ in range(2):
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
 print(mark.buffer_info()[0], flush=True)
-time.sleep(1000)
+print(start, flush=True)
+while True:
+    time.sleep(1000)
 ";
 
 struct Checkpoint {
@@ -26,6 +37,8 @@ struct Checkpoint {
     folder: String,
     /// Where [`MARK`] is.
     address: u64,
+    /// Where the pages begin of which some are changed.
+    start: u64,
 }
 
 async fn checkpoint(cx: &Context, node: &Node) -> anyhow::Result<(PodContainer, Checkpoint)> {
@@ -33,7 +46,7 @@ async fn checkpoint(cx: &Context, node: &Node) -> anyhow::Result<(PodContainer, 
     let container = pod
         .run("memory", PYTHON, &["python3", "-c", PROGRAM])
         .await?;
-    let numbers = container.count_to(1).await?;
+    let numbers = container.count_to(2).await?;
     let folder = cx.folder(node, "memory")?;
     let archive = format!("{folder}/checkpoint.tar");
     container
@@ -41,11 +54,11 @@ async fn checkpoint(cx: &Context, node: &Node) -> anyhow::Result<(PodContainer, 
         .checkpoint(&container.id, &archive)
         .await
         .context("CheckpointContainer")?;
-    let address = *numbers.first().context("no address")?;
     let checkpoint = Checkpoint {
         archive,
         folder,
-        address,
+        address: *numbers.first().context("no address")?,
+        start: *numbers.get(1).context("no second address")?,
     };
     Ok((container, checkpoint))
 }
@@ -155,5 +168,64 @@ pub(crate) async fn gdb_opens_a_core_file(cx: Context) -> anyhow::Result<()> {
         .filter(|line| line.starts_with("#0 ") && line.contains("libc"));
     ensure!(frames.count() >= 3, "{gdb}");
     ensure!(gdb.contains("AT_PAGESZ"), "{gdb}");
+    Ok(())
+}
+
+pub(crate) async fn diff_finds_the_pages_that_changed(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, checkpoint) = checkpoint(&cx, node).await?;
+    let signal = ["sh", "-c", "kill -USR1 1 && echo changed > /tmp/changed"];
+    container.cri.exec_sync(&container.id, &signal).await?;
+    // It says so when it has.
+    container.count_to(3).await?;
+    let later = format!("{}/later.tar", checkpoint.folder);
+    container.cri.checkpoint(&container.id, &later).await?;
+
+    let earlier = checkpoint.archive.as_str();
+    let command = [
+        "cryoctl",
+        "diff",
+        "--memory",
+        "--credentials",
+        "--mounts",
+        "--rootfs",
+    ];
+    let command = [&command[..], &["--format", "json", earlier, &later]].concat();
+    let diff: Value = serde_json::from_str(&run(node, &command).await?)?;
+    let areas = diff["memory_areas"][0]["areas"].as_array();
+    let touched: Vec<(u64, u64)> = areas
+        .context("no areas")?
+        .iter()
+        .flat_map(|area| area["touched"].as_array().into_iter().flatten())
+        .filter_map(|range| {
+            let (start, end) = range.as_str()?.split_once('-')?;
+            Some((
+                u64::from_str_radix(start, 16).ok()?,
+                u64::from_str_radix(end, 16).ok()?,
+            ))
+        })
+        .collect();
+    // Of the pages of that MiB, those two and no other.
+    let (start, end) = (checkpoint.start, checkpoint.start + (1 << 20) - 2 * 4096);
+    let of_it: Vec<_> = touched
+        .iter()
+        .filter(|range| range.0 < end && range.1 > start)
+        .collect();
+    ensure!(
+        of_it == [&(start + 2 * 4096, start + 4 * 4096)],
+        "{start:x}: {of_it:x?} of {touched:x?}"
+    );
+    ensure!(diff["credential_changes"] == json!([]), "{diff}");
+    ensure!(diff["mount_changes"] == json!([]), "{diff}");
+    let files = diff["rootfs_changes"].as_array().context("no files")?;
+    let changed = files.iter().find(|file| file["name"] == "/tmp/changed");
+    let changed = changed.context("/tmp/changed is not among the changes")?;
+    ensure!(
+        changed["before"].is_null()
+            && changed["after"]
+                .as_str()
+                .is_some_and(|line| line.contains(" 8 bytes ")),
+        "{changed}"
+    );
     Ok(())
 }
