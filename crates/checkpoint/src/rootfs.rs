@@ -31,15 +31,33 @@ pub enum Error {
     /// The checkpoint, or a file in it, cannot be read.
     #[error(transparent)]
     Source(#[from] source::Error),
+    /// It cannot be read.
+    #[error("{} cannot be read", layout::ROOTFS_DIFF)]
+    Unreadable(#[source] io::Error),
     /// It is no tar archive, or a damaged one.
-    #[error("the checkpoint is damaged: {} cannot be read", layout::ROOTFS_DIFF)]
-    Damaged(#[from] io::Error),
+    #[error(
+        "the checkpoint is damaged: {} is no tar archive, or not all of one",
+        layout::ROOTFS_DIFF
+    )]
+    Damaged,
     /// It has more, or longer names, than any container's.
     #[error("the checkpoint is unsafe: {} has {what}", layout::ROOTFS_DIFF)]
     TooMuch {
         /// What there is too much of.
         what: &'static str,
     },
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // What the tar crate says of a header has all bytes of it in it.
+            io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                Self::Damaged
+            }
+            _ => Self::Unreadable(error),
+        }
+    }
 }
 
 /// One file that was made or changed, or is gone.
@@ -189,9 +207,10 @@ fn item<R: Read>(
             EntryType::Fifo => "fifo",
             _ => "file",
         },
-        mode: header.mode()? & 0o7777,
-        uid: header.uid()?,
-        gid: header.gid()?,
+        // Blank in some archives.
+        mode: header.mode().unwrap_or_default() & 0o7777,
+        uid: header.uid().unwrap_or_default(),
+        gid: header.gid().unwrap_or_default(),
         size_bytes: entry.size(),
         target: target.map(|target| String::from_utf8_lossy(&target).into_owned()),
         sha256: None,
@@ -276,7 +295,7 @@ mod tests {
         );
         assert!(matches!(
             read(&b"x".repeat(2000)[..], &mut items),
-            Err(Error::Damaged(_))
+            Err(Error::Damaged)
         ));
     }
 

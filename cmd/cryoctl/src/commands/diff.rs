@@ -1,5 +1,6 @@
 //! `cryoctl diff`.
 
+mod detail;
 mod render;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,7 +19,9 @@ use crate::failure::Failure;
 
 /// Show what changed between two checkpoints of a container.
 ///
-/// Processes are told apart by their pids, files and sockets by process and what they are.
+/// Processes are told apart by their pids, files and sockets by process and what they are. Beyond
+/// checkpointctl, memory is compared page by page, and so are rights, mounts and the files of the
+/// container.
 #[derive(Debug, Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub(super) struct Diff {
@@ -51,6 +54,9 @@ pub(super) struct Diff {
     /// Show what is the same in both as well.
     #[arg(long)]
     show_unchanged: bool,
+
+    #[command(flatten)]
+    detail: detail::Detail,
 }
 
 /// The differences. The keys of the JSON form are those of checkpointctl.
@@ -68,6 +74,8 @@ struct Differences {
     #[serde(skip_serializing_if = "Option::is_none")]
     socket_changes: Option<Changes<Socket>>,
     summary: String,
+    #[serde(flatten)]
+    detail: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A checkpoint: when it was made, and the bytes of CRIU's files.
@@ -146,8 +154,10 @@ impl Diff {
             sockets: self.sockets,
             ..Wanted::default()
         };
-        let before = Inspection::of(&Source::open(&self.before)?, wanted)?;
-        let after = Inspection::of(&Source::open(&self.after)?, wanted)?;
+        let sources = [Source::open(&self.before)?, Source::open(&self.after)?];
+        let [source_before, source_after] = &sources;
+        let before = Inspection::of(source_before, wanted)?;
+        let after = Inspection::of(source_after, wanted)?;
         if before.id != after.id {
             return Err(anyhow!(
                 "checkpoints are from different containers: A is {} ({}), B is {} ({})",
@@ -158,9 +168,15 @@ impl Diff {
             )
             .into());
         }
-        let differences = self.compare(&before, &after);
+        let mut differences = self.compare(&before, &after);
+        let detail = self
+            .detail
+            .compare(source_before, source_after, self.show_unchanged)?;
+        differences.detail = detail.json;
         let text = match self.format {
-            Format::Tree => render::render(&self, &differences, after.process_tree.as_ref()),
+            Format::Tree => {
+                render::render(&self, &differences, after.process_tree.as_ref()) + &detail.text
+            }
             Format::Json => {
                 let mut json = serde_json::to_string_pretty(&differences).context("no JSON")?;
                 json.push('\n');
@@ -202,6 +218,7 @@ impl Diff {
             },
             socket_changes: self.sockets.then(sockets),
             summary: String::new(),
+            detail: serde_json::Map::new(),
         };
         differences.summary = summary(&differences);
         differences

@@ -84,9 +84,8 @@ impl Detail {
         let old = memory::processes(before)?;
         let new = memory::processes(after)?;
         let both = || {
-            new.iter().filter(|(process, _)| {
-                old.iter().any(|(was, _)| was.pid == process.pid)
-            })
+            new.iter()
+                .filter(|(process, _)| old.iter().any(|(was, _)| was.pid == process.pid))
         };
         let mut total = 0;
         for (process, _) in both() {
@@ -145,7 +144,13 @@ fn memory_report(processes: &[ProcessDiff], show_unchanged: bool, report: &mut R
             if mark == "=" && !show_unchanged {
                 continue;
             }
-            rows.push(row(mark, &range(area.range), &area.permissions, &area.name, area.pages));
+            rows.push(row(
+                mark,
+                &range(area.range),
+                &area.permissions,
+                &area.name,
+                area.pages,
+            ));
             areas.push(json!({
                 "start": format!("{:#x}", area.range.start),
                 "end": format!("{:#x}", area.range.end),
@@ -230,7 +235,13 @@ fn changes(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) 
     names.dedup();
     names
         .into_iter()
-        .map(|name| (name.clone(), before.get(name).cloned(), after.get(name).cloned()))
+        .map(|name| {
+            (
+                name.clone(),
+                before.get(name).cloned(),
+                after.get(name).cloned(),
+            )
+        })
         .filter(|(_, before, after)| before != after)
         .collect()
 }
@@ -247,7 +258,10 @@ fn credentials(checkpoint: &Source) -> Result<BTreeMap<String, String>, Failure>
             let mut add = |what: &str, value: String| {
                 all.insert(format!("[{tid}] {what}"), value);
             };
-            add("seccomp mode", format!("{}", security.seccomp_mode.unwrap_or_default()));
+            add(
+                "seccomp mode",
+                format!("{}", security.seccomp_mode.unwrap_or_default()),
+            );
             let Some(credentials) = security.credentials else {
                 continue;
             };
@@ -266,7 +280,10 @@ fn credentials(checkpoint: &Source) -> Result<BTreeMap<String, String>, Failure>
             add("securebits", format!("{:#x}", credentials.securebits));
             add("no_new_privs", credentials.no_new_privileges.to_string());
             if let Some(profile) = credentials.lsm_profile {
-                add("security module", String::from_utf8_lossy(&profile).into_owned());
+                add(
+                    "security module",
+                    String::from_utf8_lossy(&profile).into_owned(),
+                );
             }
         }
     }
@@ -297,7 +314,10 @@ fn mounts(checkpoint: &Source) -> Result<BTreeMap<String, String>, Failure> {
                 text(&mount.options),
             );
             // CRIU leaves the slash in front out.
-            let place = format!("/{}", text(&mount.mountpoint).trim_start_matches(['.', '/']));
+            let place = format!(
+                "/{}",
+                text(&mount.mountpoint).trim_start_matches(['.', '/'])
+            );
             let lines = all.entry(place).or_default();
             if !lines.is_empty() {
                 lines.push_str("; ");
