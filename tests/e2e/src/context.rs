@@ -54,6 +54,7 @@ enum Made {
     Image { node: Node, name: String },
     Folder { path: PathBuf },
     Mount { node: Node, path: String },
+    Undone { node: Node, script: String },
 }
 
 impl Context {
@@ -160,6 +161,14 @@ impl Context {
             path: path.into(),
         });
         Ok(folder)
+    }
+
+    /// Has a shell script run on the node after the test, which undoes what the test did there.
+    pub fn undo(&self, node: &Node, script: String) {
+        self.made(Made::Undone {
+            node: node.clone(),
+            script,
+        });
     }
 
     /// Registers an image for removal.
@@ -377,6 +386,9 @@ async fn remove(made: Made) -> anyhow::Result<()> {
         },
         Made::Mount { node, path } => {
             node.exec(&["umount", &path]).await?.success()?;
+        }
+        Made::Undone { node, script } => {
+            node.exec(&["sh", "-c", &script]).await?.success()?;
         }
     }
     Ok(())

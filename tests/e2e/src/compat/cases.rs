@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::served::Served;
 use super::{Case, Ground, Kind};
 
 /// A case of an ordinary container with nothing special.
@@ -16,6 +17,7 @@ const TASK: Case = Case {
     terminal: false,
     neighbour: false,
     exec: false,
+    node_programs: false,
     known: &[],
 };
 
@@ -106,10 +108,7 @@ pub const CASES: &[Case] = &[
         name: "compat::user_namespace",
         title: "User namespace",
         program: include_str!("programs/userns.py"),
-        spec: |spec, _| {
-            push(&mut spec["linux"]["namespaces"], json!({ "type": "user" }));
-            map_all_users(spec);
-        },
+        spec: |spec, _| own_users(spec),
         ..TASK
     },
     Case {
@@ -149,10 +148,11 @@ pub const CASES: &[Case] = &[
         program: include_str!("programs/cgroupns.py"),
         spec: |spec, _| {
             cgroup_mount(spec);
-            for kind in ["cgroup", "user"] {
-                push(&mut spec["linux"]["namespaces"], json!({ "type": kind }));
-            }
-            map_all_users(spec);
+            push(
+                &mut spec["linux"]["namespaces"],
+                json!({ "type": "cgroup" }),
+            );
+            own_users(spec);
         },
         ..TASK
     },
@@ -202,15 +202,86 @@ pub const CASES: &[Case] = &[
         )],
         ..TASK
     },
+    Case {
+        name: "compat::redis",
+        title: "redis, restored on another node with its address",
+        program: include_str!("programs/redis.py"),
+        kind: Kind::Served(&Served {
+            command: &["redis-server", "/data/redis.conf"],
+            files: &[("redis.conf", include_str!("programs/redis.conf"))],
+            moves: true,
+        }),
+        ..TASK
+    },
+    Case {
+        name: "compat::nginx",
+        title: "nginx, restored in its network",
+        program: include_str!("programs/nginx.py"),
+        kind: Kind::Served(&Served {
+            command: &["nginx", "-c", "/data/nginx.conf", "-e", "/data/error.log"],
+            files: &[("nginx.conf", include_str!("programs/nginx.conf"))],
+            moves: false,
+        }),
+        ..TASK
+    },
+    Case {
+        name: "compat::postgres",
+        title: "postgres, in a user namespace",
+        program: include_str!("programs/postgres.py"),
+        // It refuses root, and CRIU may not read the limits of another user's process without
+        // CAP_SYS_RESOURCE, which it has over a user namespace of the container's own.
+        spec: |spec, ground| {
+            own_users(spec);
+            spec["process"]["user"] = json!({ "uid": 33, "gid": 33 });
+            spec["process"]["capabilities"] = json!({});
+            bind(spec, &ground.folder, "/data", "rw");
+        },
+        node_programs: true,
+        ..TASK
+    },
+    Case {
+        name: "compat::java",
+        title: "A Java virtual machine",
+        program: include_str!("programs/java.py"),
+        kind: Kind::Served(&Served {
+            // Two cores or not, a collector with threads of its own.
+            command: &["java", "-Xmx64m", "-XX:+UseG1GC", "/data/Heap.java"],
+            files: &[("Heap.java", include_str!("programs/Heap.java"))],
+            moves: false,
+        }),
+        ..TASK
+    },
+    Case {
+        name: "compat::address",
+        title: "Connections to a client outside, restored on another node with the address",
+        program: include_str!("programs/address.py"),
+        kind: Kind::Served(&Served {
+            command: &["python3", "/data/server.py"],
+            files: &[("server.py", include_str!("programs/server.py"))],
+            moves: true,
+        }),
+        ..TASK
+    },
+    Case {
+        name: "compat::outside",
+        title: "Connections to a client outside, restored on the same node",
+        program: include_str!("programs/address.py"),
+        kind: Kind::Served(&Served {
+            command: &["python3", "/data/server.py"],
+            files: &[("server.py", include_str!("programs/server.py"))],
+            moves: false,
+        }),
+        ..TASK
+    },
 ];
 
-fn push(list: &mut Value, item: Value) {
+pub(super) fn push(list: &mut Value, item: Value) {
     if let Some(list) = list.as_array_mut() {
         list.push(item);
     }
 }
 
-fn bind(spec: &mut Value, source: &str, destination: &str, access: &str) {
+pub(super) fn bind(spec: &mut Value, source: &str, destination: &str, access: &str) {
     let mount = json!({
         "destination": destination,
         "type": "bind",
@@ -218,6 +289,14 @@ fn bind(spec: &mut Value, source: &str, destination: &str, access: &str) {
         "options": ["rbind", access],
     });
     push(&mut spec["mounts"], mount);
+}
+
+/// A user namespace in which each user is who it is outside.
+fn own_users(spec: &mut Value) {
+    push(&mut spec["linux"]["namespaces"], json!({ "type": "user" }));
+    let all = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    spec["linux"]["uidMappings"] = all.clone();
+    spec["linux"]["gidMappings"] = all;
 }
 
 fn cgroup_mount(spec: &mut Value) {
@@ -228,12 +307,6 @@ fn cgroup_mount(spec: &mut Value) {
         "options": ["nosuid", "noexec", "nodev", "relatime", "ro"],
     });
     push(&mut spec["mounts"], mount);
-}
-
-fn map_all_users(spec: &mut Value) {
-    let all = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
-    spec["linux"]["uidMappings"] = all.clone();
-    spec["linux"]["gidMappings"] = all;
 }
 
 fn capabilities(spec: &mut Value, more: &[&str]) {

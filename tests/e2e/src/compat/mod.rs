@@ -7,20 +7,23 @@
 //! is [`page`] of a run with cryo and one with the peer.
 
 mod cases;
+mod page;
+mod pod;
+mod served;
 
-use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
 pub use cases::CASES;
+pub use page::page;
+use served::Served;
 
-use crate::containerd::CheckpointOptions;
+use crate::containerd::{CheckpointOptions, Mount};
 use crate::context::{Container, Context, Output};
-use crate::crictl::Crictl;
 use crate::lab::Node;
-use crate::patience::PATIENCE;
 use crate::workload::{BUSYBOX, PYTHON};
 
 const DRIVER: &str = include_str!("programs/driver.py");
@@ -46,6 +49,8 @@ pub struct Case {
     neighbour: bool,
     /// An exec runs during the checkpoint.
     exec: bool,
+    /// Its programs are the node's, not an image's.
+    node_programs: bool,
     /// Objects that are not kept with cryo, and why.
     known: &'static [(&'static str, &'static str)],
 }
@@ -58,6 +63,8 @@ pub enum Kind {
     /// Through crictl, with the mounts that the kubelet makes; the archive brings the changes of
     /// the root file system along.
     Pod,
+    /// A real program that serves a client outside of it, which is the case's program.
+    Served(&'static Served),
 }
 
 /// What a container's spec is made of.
@@ -77,6 +84,8 @@ pub struct Ground {
 pub enum Outcome {
     /// It is as it was.
     Kept,
+    /// It is as it was, where `/etc/criu/runc.conf` of the node has the option. Peer only.
+    KeptByNode,
     /// The checkpoint was refused, or failed.
     NotCheckpointed(String),
     /// The restore was refused, or failed.
@@ -95,11 +104,21 @@ pub struct Row {
 }
 
 impl Case {
+    /// Whether its restore needs an option too.
+    const fn has_options(&self) -> bool {
+        self.open_tcp || self.file_locks || matches!(self.kind, Kind::Served(_))
+    }
+
     /// The program, with all of its objects or one alone.
     fn text(&self, only: Option<&str>) -> String {
         // JSON's strings are Python's.
         let only = Value::from(only.unwrap_or_default());
         format!("{DRIVER}\n\n{}\n\nmain({only})\n", self.program)
+    }
+
+    /// The program of a client outside of the container, with what it is told.
+    fn client(&self, prelude: &str) -> String {
+        format!("{DRIVER}\n\n{prelude}\n\n{}\n\nmain('')\n", self.program)
     }
 
     /// The objects of its program, with what is looked at.
@@ -155,12 +174,33 @@ pub async fn run(cx: &Context, case: &Case) -> anyhow::Result<Vec<Row>> {
     run_with(cx, case, None).await
 }
 
-/// Runs a case with each of its objects in a container of its own, for where they cannot be
-/// checkpointed or restored together; its rows.
+/// Runs a case with the peer, on its terms: where a container as a whole is not checkpointed or
+/// restored, with each of the objects in one of its own; and where its restore should have had
+/// options, which it takes from the node alone, once more with those.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_one_by_one(cx: &Context, case: &Case) -> anyhow::Result<Vec<Row>> {
+pub async fn run_peer(cx: &Context, case: &Case) -> anyhow::Result<Vec<Row>> {
+    let without = divided(cx, case).await?;
+    if !case.has_options() || without.iter().all(|row| row.outcome == Outcome::Kept) {
+        return Ok(without);
+    }
+    let _options = RuncConf::set(&[cx.a()?, cx.b()?])?;
+    let mut rows = divided(cx, case).await?;
+    for (row, without) in rows.iter_mut().zip(without) {
+        if row.outcome == Outcome::Kept && without.outcome != Outcome::Kept {
+            row.outcome = Outcome::KeptByNode;
+        }
+    }
+    Ok(rows)
+}
+
+/// All objects in one container or, where that is not checkpointed or restored, each in its own.
+async fn divided(cx: &Context, case: &Case) -> anyhow::Result<Vec<Row>> {
+    let rows = run_with(cx, case, None).await?;
+    if !is_whole_failure(&rows) || matches!(case.kind, Kind::Served(_)) {
+        return Ok(rows);
+    }
     let mut rows = Vec::new();
     for (object, _) in case.objects() {
         let ran = run_with(cx, case, Some(&object)).await?;
@@ -170,14 +210,37 @@ pub async fn run_one_by_one(cx: &Context, case: &Case) -> anyhow::Result<Vec<Row
 }
 
 /// Whether the container of these rows was not checkpointed, or not restored.
-#[must_use]
-pub fn is_whole_failure(rows: &[Row]) -> bool {
+fn is_whole_failure(rows: &[Row]) -> bool {
     rows.iter().all(|row| {
         matches!(
             row.outcome,
             Outcome::NotCheckpointed(_) | Outcome::NotRestored(_)
         )
     })
+}
+
+/// `/etc/criu/runc.conf` on nodes, with the options that the cases have, until it is dropped.
+struct RuncConf(Vec<PathBuf>);
+
+impl RuncConf {
+    fn set(nodes: &[&Node]) -> anyhow::Result<Self> {
+        let mut files = Self(Vec::new());
+        for node in nodes {
+            std::fs::create_dir_all(node.host("/etc/criu"))?;
+            let file = node.host("/etc/criu/runc.conf");
+            std::fs::write(&file, "tcp-established\nfile-locks\n")?;
+            files.0.push(file);
+        }
+        Ok(files)
+    }
+}
+
+impl Drop for RuncConf {
+    fn drop(&mut self) {
+        for file in &self.0 {
+            std::fs::remove_file(file).ok();
+        }
+    }
 }
 
 async fn run_with(cx: &Context, case: &Case, only: Option<&str>) -> anyhow::Result<Vec<Row>> {
@@ -194,7 +257,8 @@ async fn run_with(cx: &Context, case: &Case, only: Option<&str>) -> anyhow::Resu
     };
     match case.kind {
         Kind::Task => run_task(cx, case, neighbour, only).await,
-        Kind::Pod => run_pod(cx, case, only).await,
+        Kind::Pod => pod::run_pod(cx, case, only).await,
+        Kind::Served(served) => served::run_served(cx, case, served).await,
     }
 }
 
@@ -266,10 +330,18 @@ async fn task(
     let command = ["python3", "-c", text];
     let container = cx.container(cx.a()?, PYTHON, &command).await?;
     container
-        .edit_spec(|spec| (case.spec)(spec, ground))
+        .edit_spec(|spec| {
+            if case.node_programs {
+                node_programs(spec);
+            }
+            (case.spec)(spec, ground);
+        })
         .await?;
     let output = Output::open(&container.node, &container.id)?;
     let mut request = container.create_request(image).await?;
+    if case.node_programs {
+        request.rootfs = vec![empty_root(cx, &container.node)?];
+    }
     request.stdout = output.path("stdout");
     if case.terminal {
         request.terminal = true;
@@ -280,116 +352,31 @@ async fn task(
     Ok((container, output))
 }
 
-async fn run_pod(cx: &Context, case: &Case, only: Option<&str>) -> anyhow::Result<Vec<Row>> {
-    let node = cx.a()?;
-    let crictl = Crictl::new(cx, node);
-    let first = Volumes::first(cx, node).await?;
-    let pod = crictl.pod(first.pod_config("first")).await?;
-    let text = case.text(only);
-    let id = pod
-        .start("app", PYTHON, &["python3", "-c", &text], first.mounts())
-        .await?;
-    logged(&crictl, &id, "ready").await?;
-    let archive = format!("{}/checkpoint.tar", cx.folder(node, "archive")?);
-    let exported = crictl
-        .run(&["checkpoint", "--export", &archive, &id])
-        .await?;
-    if exported.code != 0 {
-        let said = exported.failure()?;
-        return Ok(case.rows(|_| Outcome::NotCheckpointed(said.clone())));
+/// A new root that is empty, for the node's programs to be mounted in.
+fn empty_root(cx: &Context, node: &Node) -> anyhow::Result<Mount> {
+    let root = cx.folder(node, "root")?;
+    for folder in ["usr", "etc", "data", "tmp", "run", "proc", "dev", "sys"] {
+        std::fs::create_dir(node.host(&root).join(folder))?;
     }
-    crictl.output(&["stop", "--timeout", "0", &id]).await?;
-    let second = first.second(cx, node).await?;
-    let pod = crictl.pod(second.pod_config("second")).await?;
-    let id = match pod.start("app", &archive, &[], second.mounts()).await {
-        Ok(id) => id,
-        Err(error) => return Ok(case.rows(|_| Outcome::NotRestored(format!("{error:#}")))),
-    };
-    // The program ends on it, and with its pid namespace sometimes `kill` before that has returned:
-    // whether the signal came is told by the log, not by the exit code.
-    let killed = crictl
-        .run(&["exec", "-s", &id, "kill", "-USR1", "1"])
-        .await?;
-    match logged(&crictl, &id, "done").await {
-        Ok(logs) => Ok(case.judged(&logs)),
-        Err(error) => Ok(case.rows(|_| Outcome::Lost(format!("{error:#}; {}", killed.stderr)))),
+    for link in ["bin", "sbin", "lib", "lib64"] {
+        symlink(format!("usr/{link}"), node.host(&root).join(link))?;
     }
+    Ok(Mount {
+        kind: "bind".into(),
+        source: root,
+        options: vec!["rbind".into(), "rw".into()],
+        ..Default::default()
+    })
 }
 
-/// The volumes of a pod: on disk, a service account's secret, and one in memory.
-struct Volumes {
-    folder: String,
-    secret: String,
-    memory: String,
-}
-
-impl Volumes {
-    async fn first(cx: &Context, node: &Node) -> anyhow::Result<Self> {
-        let volumes = Self {
-            folder: first_folder(cx, node)?,
-            secret: cx.small_disk(node, "1m").await?,
-            memory: cx.small_disk(node, "1m").await?,
-        };
-        volumes.mark(node, "first")?;
-        std::fs::create_dir(node.host(&volumes.folder).join("disk"))?;
-        std::fs::write(node.host(&volumes.folder).join("termination-log"), "")?;
-        Ok(volumes)
-    }
-
-    async fn second(&self, cx: &Context, node: &Node) -> anyhow::Result<Self> {
-        let volumes = Self {
-            folder: second_folder(cx, node, &self.folder).await?,
-            secret: cx.small_disk(node, "1m").await?,
-            memory: cx.small_disk(node, "1m").await?,
-        };
-        volumes.mark(node, "second")?;
-        copy(node, &self.memory, &volumes.memory).await?;
-        Ok(volumes)
-    }
-
-    fn mark(&self, node: &Node, which: &str) -> anyhow::Result<()> {
-        let token = node.host(&self.secret).join("token");
-        Ok(std::fs::write(token, format!("{which}\n"))?)
-    }
-
-    fn pod_config(&self, which: &str) -> Value {
-        json!({
-            "hostname": format!("{which}-host"),
-            "dns_config": { "searches": [format!("{which}.example")] },
-        })
-    }
-
-    fn mounts(&self) -> Value {
-        let mount = |path: &str, source: String, readonly: bool| {
-            json!({
-                "container_path": path, "host_path": source, "readonly": readonly,
-            })
-        };
-        let folder = &self.folder;
-        json!({ "mounts": [
-            mount("/etc/hosts", format!("{folder}/which"), false),
-            mount("/dev/termination-log", format!("{folder}/termination-log"), false),
-            mount("/var/run/secrets", self.secret.clone(), true),
-            mount("/disk", format!("{folder}/disk"), false),
-            mount("/memory", self.memory.clone(), false),
-        ] })
-    }
-}
-
-/// Waits until a container's log has this line; the log.
-async fn logged(crictl: &Crictl, id: &str, line: &str) -> anyhow::Result<String> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let logs = crictl.output(&["logs", id]).await?;
-        if has_line(&logs, line) {
-            return Ok(logs);
-        }
-        ensure!(
-            Instant::now() < end,
-            "no {line:?} in the log of {id}: {logs}"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+/// Mounts the node's programs in it.
+fn node_programs(spec: &mut Value) {
+    cases::bind(spec, "/usr", "/usr", "ro");
+    cases::bind(spec, "/etc", "/etc", "ro");
+    let tmp = json!({
+        "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"],
+    });
+    cases::push(&mut spec["mounts"], tmp);
 }
 
 fn has_line(text: &str, wanted: &str) -> bool {
@@ -400,6 +387,9 @@ fn first_folder(cx: &Context, node: &Node) -> anyhow::Result<String> {
     let folder = cx.folder(node, "first")?;
     std::fs::create_dir(node.host(&folder).join("inner"))?;
     mark(node, &folder, "first")?;
+    // Whoever the container's user is.
+    let all = std::fs::Permissions::from_mode(0o1777);
+    std::fs::set_permissions(node.host(&folder), all)?;
     Ok(folder)
 }
 
@@ -441,48 +431,6 @@ pub fn judge(case: &Case, rows: &[Row]) -> Vec<String> {
     wrong
 }
 
-/// `docs/compatibility.md`.
-#[must_use]
-pub fn page(cryo: &[Row], peer: &[Row]) -> String {
-    let mut page = String::from(
-        "# Compatibility
-
-What is in a container, and whether it is there after a checkpoint with exit and a restore as
-another container. `make compatibility` writes this page: it runs the cases of
-`tests/e2e/src/compat/` with cryo and with the Go shim with runc, in the lab. It fails when a row
-fails with cryo whose reason the case does not have. `make test` runs the cases with cryo alone.
-
-The objects of a case are in one container. Where the peer does not checkpoint or restore that, each
-of them has a container of its own with the peer.
-",
-    );
-    for case in CASES {
-        writeln!(page, "\n## {}\n", case.title).ok();
-        page.push_str("| object | looked at after the restore | checkpoint | restore | state | peer | why |\n|---|---|---|---|---|---|---|\n");
-        for row in cryo.iter().filter(|row| row.case == case.title) {
-            let other = peer
-                .iter()
-                .find(|other| other.case == row.case && other.object == row.object);
-            let [checkpoint, restore, state] = row.outcome.words();
-            let (peer, says) = other.map_or(("-", ""), |other| other.outcome.in_short());
-            let mut why = case.reason(&row.object).unwrap_or_default().to_owned();
-            if !says.is_empty() {
-                let says: String = says.chars().take(160).collect();
-                write!(why, "{}Peer: {says}", if why.is_empty() { "" } else { " " }).ok();
-            }
-            writeln!(
-                page,
-                "| {} | {} | {checkpoint} | {restore} | {state} | {peer} | {} |",
-                cell(&row.object),
-                cell(&row.checked),
-                cell(&why)
-            )
-            .ok();
-        }
-    }
-    page
-}
-
 impl Case {
     fn reason(&self, object: &str) -> Option<&'static str> {
         self.known
@@ -492,35 +440,11 @@ impl Case {
     }
 }
 
-impl Outcome {
-    /// Checkpoint, restore, state.
-    fn words(&self) -> [&'static str; 3] {
-        match self {
-            Self::Kept => ["yes", "yes", "kept"],
-            Self::NotCheckpointed(_) => ["no", "-", "-"],
-            Self::NotRestored(_) => ["yes", "no", "-"],
-            Self::Lost(_) => ["yes", "yes", "lost"],
-        }
-    }
-
-    fn in_short(&self) -> (&'static str, &str) {
-        match self {
-            Self::Kept => ("kept", ""),
-            Self::NotCheckpointed(why) => ("no checkpoint", why),
-            Self::NotRestored(why) => ("no restore", why),
-            Self::Lost(why) => ("lost", why),
-        }
-    }
-}
-
-fn cell(text: &str) -> String {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    text.replace('|', "\\|")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use super::page::cell;
 
     const PAGE: &str = include_str!("../../../../docs/compatibility.md");
 

@@ -12,7 +12,7 @@ pub(crate) fn tests() -> impl Iterator<Item = Test> {
         let test = Test::new(case.name, move |cx| restores(cx, case))
             .not_on_runc("`make compatibility` runs the cases with both");
         match case.kind {
-            Kind::Task => test,
+            Kind::Task | Kind::Served(_) => test,
             Kind::Pod => test.needs(TOOLS),
         }
     })

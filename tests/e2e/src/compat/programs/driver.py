@@ -43,6 +43,10 @@ def readable(fd, seconds=5):
     return bool(select.select([fd], [], [], seconds)[0])
 
 
+def woken():
+    signal.sigwait([signal.SIGUSR1])
+
+
 def main(only):
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     made = []
@@ -53,7 +57,7 @@ def main(only):
         made.append((row, function()))
         next(made[-1][1])
     print("ready", flush=True)
-    signal.sigwait([signal.SIGUSR1])
+    woken()
     for row, objects in made:
         try:
             next(objects, None)
