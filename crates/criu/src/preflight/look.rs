@@ -249,13 +249,11 @@ impl Look<'_> {
         }
     }
 
-    /// In a frozen v1 cgroup it could not be traced: CRIU would wait for it, uninterruptibly, until
-    /// somebody thaws.
     fn stopped(&mut self, task: &Task, v1_freezer: bool) {
         // Frozen or not, this is where it waits.
         let waits_at = task.folder.text("wchan");
         if v1_freezer && waits_at.is_ok_and(|at| at == "do_signal_stop") {
-            self.add(Problem::Stopped, task, Object::Process, 0);
+            self.report.stopped = true;
         }
     }
 

@@ -105,6 +105,9 @@ pub struct Report {
     pub took: Duration,
     /// The time was up before everything was looked at.
     pub incomplete: bool,
+    /// A process is stopped by a signal where the freezer is cgroup v1's. Frozen, it could not be
+    /// traced: CRIU would wait for it, uninterruptibly, until somebody thaws.
+    pub stopped: bool,
     connections: Option<Connections>,
 }
 

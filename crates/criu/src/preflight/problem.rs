@@ -101,8 +101,6 @@ pub enum Problem {
     OutsideSession,
     /// The first process shares its session with the outside.
     SharedSession,
-    /// A process stopped by a signal, on cgroup v1.
-    Stopped,
     /// A uprobe's mapping.
     Uprobe,
     /// Deadline or extensible scheduling.
@@ -128,7 +126,7 @@ struct Texts {
 
 impl Problem {
     /// All there are.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 39] = [
         Self::IoUring,
         Self::Userfaultfd,
         Self::PerfEvent,
@@ -162,7 +160,6 @@ impl Problem {
         Self::OtherUser,
         Self::OutsideSession,
         Self::SharedSession,
-        Self::Stopped,
         Self::Uprobe,
         Self::Scheduling,
         Self::ThreadFiles,
@@ -422,12 +419,6 @@ impl Problem {
                 "shared-session",
                 "its session is shared with the outside",
                 "allow it with shell-job, or start the program in a session of its own",
-            ),
-            Self::Stopped => row(
-                "stopped",
-                CannotDump,
-                "it is stopped by a signal, which CRIU cannot dump on cgroup v1",
-                "let it go on first, by SIGCONT",
             ),
             Self::Uprobe => row(
                 "uprobe",

@@ -54,18 +54,24 @@ pub fn run(
         .map_err(|e| TaskError::io(format_args!("cannot write {}", descriptors.display()), &e))?;
 
     let external = externals(context, pid)?;
+    // A stopped process and cgroup v1's freezer do not go together: CRIU then stops one process
+    // after the other, and looks for new ones until there is none.
+    let freeze = !seen.as_ref().is_some_and(|seen| seen.stopped);
     let dump = || {
-        let _frozen = Frozen::new(context, paused)?;
+        let _frozen = Frozen::new(context, paused, freeze)?;
         // Frozen, so that no connection can be made from here on.
         let connections = options.tcp_established
             && !options.tcp_close
-            && seen.as_ref().is_none_or(Report::has_connections);
+            && (!freeze || seen.as_ref().is_none_or(Report::has_connections));
         let asked = options.apply(DumpOptions {
             root: Some(context.record.rootfs()),
             leave_running: !request.exit,
             orphan_pts_master: true,
             external: external.clone(),
-            freeze_cgroup: Some(context.cgroups.freezer_dir().map_err(internal)?),
+            freeze_cgroup: freeze
+                .then(|| context.cgroups.freezer_dir())
+                .transpose()
+                .map_err(internal)?,
             // The lock is for connections; taking it costs frozen time.
             network_lock: Some(if connections {
                 NetworkLockMethod::Nftables
@@ -188,7 +194,7 @@ fn freeze_was_missed(error: &CriuError) -> bool {
         .is_some_and(|f| f.diagnosis.cause == Cause::FreezeTimeout)
 }
 
-/// The container is frozen while this lives. Afterwards it is frozen or not as
+/// The container is frozen, or not, while this lives. Afterwards it is frozen or not as
 /// it was before, whatever CRIU has done in between.
 struct Frozen<'a> {
     context: &'a Context,
@@ -196,12 +202,16 @@ struct Frozen<'a> {
 }
 
 impl<'a> Frozen<'a> {
-    fn new(context: &'a Context, before: bool) -> Result<Self, TaskError> {
-        if !before {
+    fn new(context: &'a Context, before: bool, freeze: bool) -> Result<Self, TaskError> {
+        let frozen = Self { context, before };
+        match (before, freeze) {
             // CRIU looks every 100 ms only whether it has frozen a cgroup.
-            context.cgroups.freeze(FREEZE_LIMIT).map_err(internal)?;
+            (false, true) => context.cgroups.freeze(FREEZE_LIMIT),
+            (true, false) => context.cgroups.thaw(FREEZE_LIMIT),
+            _ => Ok(()),
         }
-        Ok(Self { context, before })
+        .map_err(internal)?;
+        Ok(frozen)
     }
 }
 

@@ -18,6 +18,7 @@ const TASK: Case = Case {
     neighbour: false,
     exec: false,
     node_programs: false,
+    not_with_peer: None,
     known: &[],
 };
 
@@ -43,6 +44,15 @@ pub const CASES: &[Case] = &[
             "child in nanosleep that does not go on after EINTR",
             "CRIU ends a sleep with EINTR; a program that does not sleep the rest goes on early.",
         )],
+        ..TASK
+    },
+    Case {
+        name: "compat::stopped",
+        title: "Stopped processes",
+        program: include_str!("programs/stopped.py"),
+        not_with_peer: Some(
+            "not run, as CRIU waits for the process for ever, with the container frozen",
+        ),
         ..TASK
     },
     Case {

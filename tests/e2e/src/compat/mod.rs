@@ -51,6 +51,8 @@ pub struct Case {
     exec: bool,
     /// Its programs are the node's, not an image's.
     node_programs: bool,
+    /// Why it is not run with the peer.
+    not_with_peer: Option<&'static str>,
     /// Objects that are not kept with cryo, and why.
     known: &'static [(&'static str, &'static str)],
 }
@@ -181,6 +183,9 @@ pub async fn run(cx: &Context, case: &Case) -> anyhow::Result<Vec<Row>> {
 /// # Errors
 /// As [`run`].
 pub async fn run_peer(cx: &Context, case: &Case) -> anyhow::Result<Vec<Row>> {
+    if let Some(why) = case.not_with_peer {
+        return Ok(case.rows(|_| Outcome::NotCheckpointed(why.into())));
+    }
     let without = divided(cx, case).await?;
     if !case.has_options() || without.iter().all(|row| row.outcome == Outcome::Kept) {
         return Ok(without);

@@ -100,6 +100,52 @@ pub(crate) async fn of_a_paused_task_leaves_it_paused(cx: Context) -> anyhow::Re
     Ok(())
 }
 
+pub(crate) async fn of_stopped_processes_leaves_them_stopped(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    // One of the container's own; and one of an exec, which is not dumped, but in its cgroups.
+    let script = format!("sleep 1000 & echo $! > /child; kill -STOP $!; {COUNTER}");
+    let (container, output) = cx.shell(node, &script).await?;
+    output.count_to(2).await?;
+    let exec = ["task", "exec", "-d", "--exec-id", "stops", &container.id];
+    let stops = ["sh", "-c", "echo $$ > /exec; kill -STOP $$"];
+    node.ctr(&[&exec[..], &stops].concat()).await?;
+    let stopped = async |look: &str| -> anyhow::Result<()> {
+        let both =
+            "[ \"$(cat /proc/$(cat /child)/stat /proc/$(cat /exec)/stat | grep -c ') T ')\" = 2 ]";
+        // At first they may be on their way to it.
+        let script = match look {
+            "before" => format!("until {both}; do sleep 0.1; done"),
+            _ => both.to_owned(),
+        };
+        container.exec(look, &script, false).await?;
+        ensure!(
+            container.finish_exec(look).await? == 0,
+            "{look}: not stopped"
+        );
+        Ok(())
+    };
+    stopped("before").await?;
+
+    let image = cx.folder(node, "image")?;
+    container.checkpoint(&image, false).await?;
+    is_checkpoint(node, &image)?;
+    stopped("after").await?;
+    output.count_on(2).await?;
+
+    let pid = container.api.get(&container.id).await?.pid;
+    container.api.pause(&container.id).await?;
+    let image = cx.folder(node, "image")?;
+    container.checkpoint(&image, false).await?;
+    is_checkpoint(node, &image)?;
+    container.expect(State::Paused).await?;
+    ensure!(node.frozen(pid)?, "thawed by the checkpoint");
+    container.api.resume(&container.id).await?;
+    stopped("resumed").await?;
+    consecutive(&output.count_on(2).await?)?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
 pub(crate) async fn through_ctr_leaves_running(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     let (container, output) = cx.shell(node, COUNTER).await?;

@@ -436,49 +436,6 @@ pub(crate) async fn the_client_killed_in_a_dump(cx: Context) -> anyhow::Result<(
     Ok(())
 }
 
-pub(crate) async fn a_stopped_process_is_refused(cx: Context) -> anyhow::Result<()> {
-    let node = cx.a()?;
-    // CRIU, tracing it in a frozen v1 cgroup, would wait until somebody thaws.
-    let script = format!("sleep 1000 & kill -STOP $!; {COUNTER}");
-    let (container, output) = cx.shell(node, &script).await?;
-    output.count_to(2).await?;
-    let image = cx.folder(node, "image")?;
-    explained(
-        &cx,
-        checkpoint(&container, &image).await,
-        &[Code::FailedPrecondition],
-        &["stopped", "SIGCONT"],
-    )?;
-    unharmed(&container, &output).await?;
-    let left = std::fs::read_dir(node.host(&image)).map_or(0, Iterator::count);
-    ensure!(left == 0, "{left} files of a refused checkpoint");
-    container.kill_and_delete().await?;
-
-    // Nor one that an exec has started: it is not dumped, but frozen with the others.
-    let (container, output) = cx.shell(node, COUNTER).await?;
-    let exec = ["task", "exec", "-d", "--exec-id", "stops", &container.id];
-    let stops = ["sh", "-c", "kill -STOP $$"];
-    node.ctr(&[&exec[..], &stops].concat()).await?;
-    let pids = container.api.pids(&container.id).await?;
-    until("the exec is stopped", || {
-        let stopped = pids.iter().any(|pid| {
-            std::fs::read_to_string(node.host(&format!("/proc/{pid}/status")))
-                .is_ok_and(|status| status.contains("State:\tT"))
-        });
-        Ok(stopped.then_some(()))
-    })
-    .await?;
-    explained(
-        &cx,
-        checkpoint(&container, &image).await,
-        &[Code::FailedPrecondition],
-        &["stopped", "SIGCONT"],
-    )?;
-    unharmed(&container, &output).await?;
-    container.kill_and_delete().await?;
-    Ok(())
-}
-
 pub(crate) async fn criu_missing(cx: Context) -> anyhow::Result<()> {
     let path = "/opt/no-such/criu";
     other_criu(&cx, path, &[path]).await

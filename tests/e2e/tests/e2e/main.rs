@@ -191,6 +191,8 @@ fn main() -> ExitCode {
         test!(checkpoint::from_running_leaves_running),
         test!(checkpoint::with_exit_stops),
         test!(checkpoint::of_a_paused_task_leaves_it_paused),
+        test!(checkpoint::of_stopped_processes_leaves_them_stopped)
+            .not_on_runc("criu waits for the stopped process, for ever, with the container frozen"),
         test!(checkpoint::through_ctr_leaves_running),
         test!(checkpoint::through_ctr_with_exit_stops),
         test!(checkpoint::folder_is_flat_and_logs_go_to_the_work_path),
@@ -294,8 +296,6 @@ fn main() -> ExitCode {
         test!(failures::the_client_killed_in_a_dump)
             .alone()
             .not_on_runc("what the Go shim makes of it is not compared"),
-        test!(failures::a_stopped_process_is_refused)
-            .not_on_runc("criu waits for the stopped process, for ever, with the container frozen"),
         test!(preflight::obstacles_are_told_by_name).not_on_runc(NO_PREFLIGHT),
         test!(preflight::what_criu_can_save_is_not_refused).not_on_runc(NO_PREFLIGHT),
         test!(preflight::options_allow_what_they_name).not_on_runc(NO_PREFLIGHT),

@@ -276,10 +276,6 @@ def deadline():
     call("sched_setattr", 0, struct_at(attr), 0)
 
 
-def stopped():
-    os.kill(grandchild(lambda _: None), signal.SIGSTOP)
-
-
 def odd_name():
     fcntl.flock(lock_file("a\n\x1b[31m\u202eb" + "x" * 200), fcntl.LOCK_EX)
 
@@ -388,7 +384,6 @@ OBJECTS = {
     "nested-net": lambda: in_a_namespace(NEWNET),
     "empty-namespace": empty_namespace,
     "deadline": deadline,
-    "stopped": stopped,
     "thread-files": lambda: in_a_thread(FILES),
     "thread-directory": lambda: in_a_thread(FS),
     "thread-namespace": lambda: in_a_thread(NEWUTS),
