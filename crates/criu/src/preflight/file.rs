@@ -129,7 +129,7 @@ pub(super) fn path(
             memfd if memfd.starts_with("/memfd:") => {
                 // Of pages larger than any ordinary one's.
                 let huge = stat.block_bytes >= 1 << 20;
-                (huge && !around.huge_pages).then_some(Problem::HugeMemfd)
+                (huge && !around.huge_pages).then_some(Problem::HugePages)
             }
             _ => Some(Problem::OutsideFile),
         };
@@ -184,7 +184,10 @@ pub(super) fn mapped(name: &str, around: &Surroundings) -> Mapped {
     match name {
         "[uprobes]" => Mapped::Bad(Problem::Uprobe),
         "/secretmem (deleted)" => Mapped::Bad(Problem::SecretMemory),
-        "/dev/zero (deleted)" | "/[aio] (deleted)" | "/anon_hugepage (deleted)" => Mapped::Fine,
+        "/dev/zero (deleted)" | "/[aio] (deleted)" => Mapped::Fine,
+        // CRIU knows them by a mapping of its own.
+        "/anon_hugepage (deleted)" if around.huge_pages => Mapped::Fine,
+        "/anon_hugepage (deleted)" => Mapped::Bad(Problem::HugePages),
         _ if name.starts_with("/SYSV") => {
             if around.host_ipc {
                 Mapped::Bad(Problem::SharedIpc)
@@ -297,7 +300,7 @@ mod tests {
         };
         assert_eq!(
             judge("/memfd:x (deleted)", huge, outside),
-            Some(Problem::HugeMemfd)
+            Some(Problem::HugePages)
         );
         assert_eq!(
             judge("/secretmem (deleted)", FILE, outside),
@@ -421,6 +424,12 @@ mod tests {
         assert_eq!(bad("anon_inode:kvm-vcpu:0"), Problem::KernelObject);
         assert_eq!(bad("/secretmem (deleted)"), Problem::SecretMemory);
         assert_eq!(bad("[uprobes]"), Problem::Uprobe);
+        assert_eq!(bad("/anon_hugepage (deleted)"), Problem::HugePages);
+        let huge = Surroundings {
+            huge_pages: true,
+            ..Surroundings::default()
+        };
+        assert_eq!(mapped("/anon_hugepage (deleted)", &huge), Mapped::Fine);
         let host = Surroundings {
             host_ipc: true,
             ..Surroundings::default()

@@ -53,8 +53,8 @@ pub enum Problem {
     Device,
     /// `memfd_secret` memory.
     SecretMemory,
-    /// A `memfd` of huge pages, on a node that has none.
-    HugeMemfd,
+    /// Huge pages, of a `memfd` or mapped, on a node that has none.
+    HugePages,
     /// A file on a mount that the container does not have.
     OutsideFile,
     /// A deleted file larger than the limit.
@@ -136,7 +136,7 @@ impl Problem {
         Self::KernelObject,
         Self::Device,
         Self::SecretMemory,
-        Self::HugeMemfd,
+        Self::HugePages,
         Self::OutsideFile,
         Self::GhostTooBig,
         Self::LinkRemap,
@@ -276,10 +276,10 @@ impl Problem {
                 "memfd_secret memory, which nobody else can read",
                 "turn secret memory off in the program",
             ),
-            Self::HugeMemfd => row(
-                "huge-memfd",
+            Self::HugePages => row(
+                "huge-pages",
                 CannotDump,
-                "a memfd of huge pages on a node that has none, which CRIU cannot save",
+                "huge pages on a node that has none, which CRIU cannot save",
                 "close it first",
             ),
             Self::OutsideFile => row(

@@ -353,6 +353,8 @@ OBJECTS = {
     "tun": tun,
     "secret-memory": secret_memory,
     "huge-memfd": lambda: os.memfd_create("huge", os.MFD_HUGETLB),
+    # Without a reserve, which no page is taken for.
+    "huge-mapping": lambda: mmap.mmap(-1, 2 << 20, flags=0x40000 | 0x4000 | 0x22),
     "message-queue": message_queue,
     "open-tree": lambda: call("open_tree", -100, b"/tmp\0", 1),
     "deleted-large": lambda: deleted(2 << 20),
