@@ -10,6 +10,7 @@ pub mod delete;
 pub mod dump;
 mod failures;
 mod gate;
+mod hostname;
 mod kill;
 pub mod oom;
 pub mod process;

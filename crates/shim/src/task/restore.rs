@@ -16,6 +16,7 @@ use super::config::Config;
 use super::context::{Context, from_engine, internal};
 use super::criu::{self, WorkDir};
 use super::gate::{self, Gate, Refused};
+use super::hostname::Names;
 use super::settings;
 use super::stdio::{self, ContainerEnds};
 use crate::rpc::{TaskError, with_causes};
@@ -85,6 +86,16 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
         options.inherit_fds.extend(streams(&images, ends)?);
     }
 
+    // The pod's, for as long as CRIU may write others there.
+    let mut names = match spec::namespace(&context.spec, LinuxNamespaceType::Uts) {
+        spec::Namespace::Path(path) => Some(Names::of(&path).map_err(|e| {
+            TaskError::io(
+                format_args!("cannot read the host name of {}", path.display()),
+                &e,
+            )
+        })?),
+        _ => None,
+    };
     let mut console = None;
     let mut checked = false;
     // Why we did not let it go on, with its own code.
@@ -92,6 +103,10 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     let mut notify = |event: &Event, fd: Option<OwnedFd>| {
         let answer = match event {
             Event::SetupNamespaces { pid } => set_up(context, *pid, enclosed.take(), &mut gate),
+            Event::PostSetupNamespaces => {
+                names = None;
+                Ok(())
+            }
             Event::PreResume => {
                 checked = true;
                 gate.check(&context.cgroups).map_err(from_gate)
@@ -109,6 +124,7 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
         })
     };
     let restored = criu.restore(options, &mut notify, &Control::default());
+    drop(names);
     let restored = restored.map_err(|error| match refused.take() {
         Some(refused) => refused,
         None => work.failed(context, "restore", error),

@@ -20,6 +20,7 @@ const TASK: Case = Case {
     node_programs: false,
     not_with_peer: None,
     known: &[],
+    known_here: || true,
 };
 
 /// All cases.
@@ -36,14 +37,33 @@ pub const CASES: &[Case] = &[
         ..TASK
     },
     Case {
+        name: "compat::huge_pages",
+        title: "Huge pages",
+        program: include_str!("programs/hugepages.py"),
+        known: &[(
+            "mapping of huge pages",
+            "CRIU knows such a mapping only where the machine has huge pages, which this one has not: refused before the freeze.",
+        )],
+        known_here: || {
+            std::fs::read_to_string("/proc/sys/vm/nr_hugepages").is_ok_and(|n| n.trim() == "0")
+        },
+        ..TASK
+    },
+    Case {
         name: "compat::processes",
         title: "Processes and threads",
         program: include_str!("programs/processes.py"),
         exec: true,
-        known: &[(
-            "child in nanosleep that does not go on after EINTR",
-            "CRIU ends a sleep with EINTR; a program that does not sleep the rest goes on early.",
-        )],
+        known: &[
+            (
+                "child in nanosleep that does not go on after EINTR",
+                "CRIU ends a sleep with EINTR; a program that does not sleep the rest goes on early.",
+            ),
+            (
+                "processors that a child is bound to",
+                "CRIU does not save them: it may run on all of the container's.",
+            ),
+        ],
         ..TASK
     },
     Case {
@@ -206,10 +226,6 @@ pub const CASES: &[Case] = &[
         title: "Pod of the kubelet, through CRI",
         program: include_str!("programs/pod.py"),
         kind: Kind::Pod,
-        known: &[(
-            "host name",
-            "CRIU writes the checkpoint's host name into the uts namespace that it joins, which is the pod's.",
-        )],
         ..TASK
     },
     Case {

@@ -55,6 +55,8 @@ pub struct Case {
     not_with_peer: Option<&'static str>,
     /// Objects that are not kept with cryo, and why.
     known: &'static [(&'static str, &'static str)],
+    /// Whether that is so on this machine.
+    known_here: fn() -> bool,
 }
 
 /// How a container is made.
@@ -424,12 +426,20 @@ async fn copy(node: &Node, from: &str, to: &str) -> anyhow::Result<()> {
 pub fn judge(case: &Case, rows: &[Row]) -> Vec<String> {
     let mut wrong = Vec::new();
     for row in rows {
-        match (&row.outcome, case.reason(&row.object)) {
+        let reason = case.reason(&row.object).filter(|_| (case.known_here)());
+        match (&row.outcome, reason) {
             (Outcome::Kept, None) => {}
             (Outcome::Kept, Some(_)) => {
                 wrong.push(format!("the reason is of no use any more: {}", row.object))
             }
             (_, Some(_)) => {}
+            // Said once for all of them.
+            (outcome @ (Outcome::NotCheckpointed(_) | Outcome::NotRestored(_)), None) => {
+                let all = format!("its container: {outcome:?}");
+                if wrong.last() != Some(&all) {
+                    wrong.push(all);
+                }
+            }
             (outcome, None) => wrong.push(format!("{}: {outcome:?}", row.object)),
         }
     }

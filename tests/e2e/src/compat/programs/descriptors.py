@@ -317,6 +317,76 @@ def file_mappings():
     same(read("/dev/shm/mapped")[:6], "afterx")
 
 
+def advice():
+    "memory with advice: huge pages, not for a fork, not for a core file, zeroed in a fork | content and advice"
+    memory = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size = 2 << 20
+    for n, word in enumerate((14, 10, 16, 18)):
+        memory.madvise(word, n * size, size)
+        memory[n * size:n * size + 4] = b"word"
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    def flags(n):
+        found = None
+        for line in open("/proc/self/smaps"):
+            head = line.split()[0].split("-")
+            if len(head) == 2 and int(head[0], 16) <= address + n * size < int(head[1], 16):
+                found = True
+            if found and line.startswith("VmFlags:"):
+                return line.split()[1:]
+    for n, flag in enumerate(("hg", "dc", "dd", "wf")):
+        assert flag in flags(n), (flag, flags(n))
+    yield
+    for n, flag in enumerate(("hg", "dc", "dd", "wf")):
+        same(memory[n * size:n * size + 4], b"word")
+        assert flag in flags(n), (flag, flags(n))
+
+
+def locked():
+    "locked memory | content, and is locked"
+    memory = mmap.mmap(-1, 16384, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[:4] = b"word"
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    checked(libc.mlock(ctypes.c_void_p(address), 16384))
+    yield
+    same((memory[:4], status("VmLck")), (b"word", "16 kB"))
+
+
+def packets():
+    "packet and raw sockets | see what is sent after the restore"
+    loopback_up()
+    packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    packet.bind(("lo", 0))
+    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    yield
+    packet.settimeout(5)
+    raw.settimeout(5)
+    socket.socket(type=socket.SOCK_DGRAM).sendto(b"a word", ("127.0.0.1", 4999))
+    # Others send there, too.
+    for s in (packet, raw):
+        while not s.recv(2000).endswith(b"a word"):
+            pass
+
+
+def shared_segments():
+    "System V shared memory, semaphores and messages | content, values, order"
+    libc.shmat.restype = ctypes.c_void_p
+    segment = checked(libc.shmget(0x10, 8192, 0o1600))
+    memory = libc.shmat(segment, None, 0)
+    ctypes.memmove(memory, b"word", 4)
+    semaphores = checked(libc.semget(0x20, 2, 0o1600))
+    checked(libc.semctl(semaphores, 1, 16, 7))
+    queue = checked(libc.msgget(0x30, 0o1600))
+    for word in (b"one", b"two"):
+        checked(libc.msgsnd(queue, struct.pack("l8s", 1, word), 8, 0))
+    yield
+    same(ctypes.string_at(memory, 4), b"word")
+    same(libc.shmget(0x10, 0, 0), segment)
+    same((libc.semget(0x20, 0, 0), libc.semctl(semaphores, 1, 12)), (semaphores, 7))
+    buffer = ctypes.create_string_buffer(16)
+    found = [checked(libc.msgrcv(queue, buffer, 8, 0, 0)) and buffer.raw[8:11] for _ in range(2)]
+    same(found, [b"one", b"two"])
+
+
 def loopback_up():
     s = socket.socket(type=socket.SOCK_DGRAM)
     fcntl.ioctl(s, 0x8914, struct.pack("16sH14x", b"lo", 1))

@@ -42,6 +42,48 @@ def groups():
     same(os.read(r, 1), b"")
 
 
+def leaderless():
+    "process whose session's and group's leader has ended | session and group are as before"
+    r, w = os.pipe()
+    def leader():
+        os.setsid()
+        os.write(w, b"%d " % forked(signal.pause))
+        os._exit(0)
+    first = forked(leader)
+    os.waitpid(first, 0)
+    child = int(os.read(r, 100))
+    yield
+    same((os.getsid(child), os.getpgid(child)), (first, first))
+    os.killpg(first, signal.SIGKILL)
+    same(os.waitpid(child, 0), (child, 9))
+
+
+def scheduling():
+    "scheduling policy | the same"
+    def run():
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        signal.pause()
+    child = forked(run)
+    while os.sched_getscheduler(child) != os.SCHED_BATCH:
+        time.sleep(0.01)
+    yield
+    same(os.sched_getscheduler(child), os.SCHED_BATCH)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+
+
+def processors():
+    "processors that a child is bound to | the same"
+    child = forked(signal.pause)
+    bound = {min(os.sched_getaffinity(0))}
+    assert bound != os.sched_getaffinity(0), "a machine with one processor cannot show it"
+    os.sched_setaffinity(child, bound)
+    yield
+    same(os.sched_getaffinity(child), bound)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+
+
 def zombies():
     "zombie | its exit code is there to be taken"
     child = forked(lambda: os._exit(42))
