@@ -29,6 +29,8 @@ pub enum Cause {
     UnixElsewhere,
     /// A network device of a kind that CRIU cannot save.
     NetworkDevice,
+    /// A file system that CRIU saves only when it is empty is not.
+    NotEmpty,
     /// An image names a mount that the request does not.
     MissingMount,
     /// A mount or file is not visible inside the container.
@@ -147,6 +149,10 @@ impl Cause {
             Self::NetworkDevice => (
                 "the container's network has a device that criu cannot save",
                 "remove the device, or leave the network out with empty-ns",
+            ),
+            Self::NotEmpty => (
+                "a mounted file system has something in it that criu cannot save, as /dev/mqueue with a message queue",
+                "remove that first",
             ),
             Self::MissingMount => (
                 "the checkpoint has a mount that this container does not",
@@ -445,6 +451,7 @@ const TABLE: &[(&[&str], Cause, bool)] = &[
     (&["FATAL: Peer", "unresolved"], Cause::ExternalUnix, FIRST),
     (&["Unix socket", "without peer"], Cause::UnixElsewhere, FIRST),
     (&["Unsupported link"], Cause::NetworkDevice, FIRST),
+    (&["isn't empty"], Cause::NotEmpty, FIRST),
     (&["No mapping for", "mountpoint"], Cause::MissingMount, FIRST),
     (&["doesn't have a proper root mount"], Cause::MissingMount, FIRST),
     (&["unreachable sharing"], Cause::MissingMount, FIRST),
@@ -568,6 +575,7 @@ mod tests {
                 "net: Unsupported link 2 (type 1 kind ifb)",
                 Cause::NetworkDevice,
             ),
+            ("mqueue isn't empty", Cause::NotEmpty),
             (
                 "mnt: No mapping for 360:(null) mountpoint",
                 Cause::MissingMount,
