@@ -20,6 +20,12 @@ while data := peer.recv(65536):
     sys.stdout.buffer.write(data)
 "#;
 
+/// What a container's shim says of it.
+pub(crate) async fn state_of(container: &Container) -> anyhow::Result<serde_json::Value> {
+    let socket = format!("/run/cryo/default/{}@debug", container.id);
+    Ok(state(&container.node, &socket).await?["containers"][0].take())
+}
+
 async fn state(node: &Node, path: &str) -> anyhow::Result<serde_json::Value> {
     let answer = node.exec(&["python3", "-c", GET, path]).await?.success()?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;

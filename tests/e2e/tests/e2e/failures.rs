@@ -7,6 +7,7 @@ use cryo_e2e::containerd::{CheckpointOptions, State};
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::{Node, NodeConfig};
 use cryo_e2e::patience::{PATIENCE, until};
+use cryo_e2e::runtime::Runtime;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, PYTHON, consecutive, goes_on, heap, numbers};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::{Code, Status};
@@ -411,13 +412,15 @@ pub(crate) async fn a_second_checkpoint_at_once_is_refused(cx: Context) -> anyho
     Ok(())
 }
 
-/// containerd does not say that its client is gone: what is left is the client's deadline.
-pub(crate) async fn the_client_killed_in_a_dump(cx: Context) -> anyhow::Result<()> {
-    let node = cx.a()?;
-    let (container, output) = cx.shell(node, COUNTER).await?;
-    output.count_to(2).await?;
+/// Checkpoints through `ctr`, which is killed in the dump; what the dump left is in the folder.
+async fn killed_in_a_dump(
+    cx: &Context,
+    container: &Container,
+    timeout: &'static str,
+) -> anyhow::Result<String> {
+    let node = &container.node;
     let image = cx.folder(node, "image")?;
-    let held_up = HeldUp::checkpoint(&container, &image, "6s").await?;
+    let held_up = HeldUp::checkpoint(container, &image, timeout).await?;
     let clients = node.processes("ctr");
     for pid in &clients {
         if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
@@ -427,11 +430,48 @@ pub(crate) async fn the_client_killed_in_a_dump(cx: Context) -> anyhow::Result<(
     held_up.let_go()?;
     ensure!(!clients.is_empty(), "no ctr was seen");
     let _killed = held_up.client.await?;
+    Ok(image)
+}
+
+/// Checkpoints once more.
+async fn checkpoints_again(cx: &Context, container: &Container) -> anyhow::Result<()> {
+    let again = cx.folder(&container.node, "again")?;
+    container.checkpoint(&again, false).await?;
+    is_checkpoint(&container.node, &again)?;
+    Ok(())
+}
+
+/// containerd does not say that its client is gone: what is left is the client's deadline.
+pub(crate) async fn the_client_killed_in_a_dump(cx: Context) -> anyhow::Result<()> {
+    let (container, output) = cx.shell(cx.a()?, COUNTER).await?;
+    output.count_to(2).await?;
+    killed_in_a_dump(&cx, &container, "6s").await?;
     container.wait_for(State::Running).await?;
     unharmed(&container, &output).await?;
-    let again = cx.folder(node, "again")?;
-    container.checkpoint(&again, false).await?;
-    is_checkpoint(node, &again)?;
+    checkpoints_again(&cx, &container).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// Nobody can tell its pause from one that a user wants.
+pub(crate) async fn a_client_without_a_deadline_killed_before_its_resume(
+    cx: Context,
+) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let image = killed_in_a_dump(&cx, &container, "0").await?;
+    // The dump is done, and nobody resumes.
+    let end = std::time::Instant::now() + Duration::from_secs(15);
+    while !node.processes("criu").is_empty() || is_checkpoint(node, &image).is_err() {
+        ensure!(std::time::Instant::now() < end, "the dump does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    container.expect(State::Paused).await?;
+    node.ctr(&["task", "resume", &container.id]).await?;
+    container.wait_for(State::Running).await?;
+    unharmed(&container, &output).await?;
+    checkpoints_again(&cx, &container).await?;
     container.kill_and_delete().await?;
     Ok(())
 }
@@ -463,6 +503,37 @@ else:
     other_criu(&cx, &path, &[&path, "3.10"]).await
 }
 
+/// Another criu than the node's, or one that is not there, until this is dropped. cryo has it from
+/// the node's configuration; the Go shim takes the one in PATH.
+enum OtherCriu {
+    Configured(#[expect(dead_code, reason = "held for its drop")] NodeConfig),
+    InPath(std::path::PathBuf),
+}
+
+impl OtherCriu {
+    fn set(cx: &Context, node: &Node, path: &str) -> anyhow::Result<Self> {
+        if cx.runtime() == Runtime::Cryo {
+            let config = format!("[criu]\npath = \"{path}\"\n");
+            return Ok(Self::Configured(NodeConfig::set(node, &config)?));
+        }
+        let criu = node.host("/usr/sbin/criu");
+        std::fs::rename(&criu, criu.with_extension("away"))?;
+        let other = Self::InPath(criu.clone());
+        if node.host(path).exists() {
+            std::fs::copy(node.host(path), criu)?;
+        }
+        Ok(other)
+    }
+}
+
+impl Drop for OtherCriu {
+    fn drop(&mut self) {
+        if let Self::InPath(criu) = self {
+            std::fs::rename(criu.with_extension("away"), criu).ok();
+        }
+    }
+}
+
 async fn other_criu(cx: &Context, path: &str, words: &[&str]) -> anyhow::Result<()> {
     let node = cx.a()?;
     let (old, good, before) = frozen(cx, node).await?;
@@ -470,7 +541,7 @@ async fn other_criu(cx: &Context, path: &str, words: &[&str]) -> anyhow::Result<
     output.count_to(2).await?;
     let image = cx.folder(node, "image")?;
     {
-        let _other = NodeConfig::set(node, &format!("[criu]\npath = \"{path}\"\n"))?;
+        let _other = OtherCriu::set(cx, node, path)?;
         let answer = checkpoint(&container, &image).await;
         explained(cx, answer, &[Code::FailedPrecondition], words)?;
         unharmed(&container, &output).await?;

@@ -1,14 +1,17 @@
 //! containerd goes away and comes back under running containers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Context, Output};
 use cryo_e2e::cri::ContainerState;
+use cryo_e2e::lab::{Node, parent};
 use cryo_e2e::workload::{BUSYBOX, COUNTER, consecutive, goes_on, numbers};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
-use crate::criu;
+use crate::{criu, debug};
 
 pub(crate) async fn containers_live_through_sigterm(cx: Context) -> anyhow::Result<()> {
     live_through(&cx, false).await
@@ -239,5 +242,60 @@ pub(crate) async fn what_never_ran_is_deleted_after_it(cx: Context) -> anyhow::R
     created.expect(State::Created).await?;
     prepared.api.delete(&prepared.id).await?;
     created.kill_and_delete().await?;
+    Ok(())
+}
+
+/// A Pause that has to wait, as an exec is just starting, and whose containerd is killed meanwhile.
+pub(crate) async fn a_pause_that_nobody_waits_for_is_undone(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let shims = node.shims_of(&container.id);
+    let zygotes: Vec<Pid> = node
+        .processes("containerd-shim")
+        .into_iter()
+        .filter(|pid| parent(*pid).is_some_and(|parent| shims.contains(&parent)))
+        .filter_map(|pid| Pid::from_raw(pid.cast_signed()))
+        .collect();
+    ensure!(zygotes.len() == 1, "{zygotes:?}");
+    let signal = |signal| kill_process(zygotes[0], signal);
+
+    signal(Signal::STOP)?;
+    let other = container.clone();
+    let exec = tokio::spawn(async move { other.exec("slow", "sleep 1000", false).await });
+    let has = async |what: &str, wanted: Value| {
+        let end = Instant::now() + Duration::from_secs(15);
+        loop {
+            let state = debug::state_of(&container).await?;
+            if state.pointer(what) == Some(&wanted) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "{what} is not {wanted}: {state:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let held_up = async {
+        has("/execs/0/phase", "starting".into()).await?;
+        let (api, id) = (container.api.clone(), container.id.clone());
+        let pause = tokio::spawn(async move { api.pause(&id).await });
+        has("/requests_waiting", 1.into()).await?;
+        node.stop_containerd(true).await?;
+        Ok::<_, anyhow::Error>(pause)
+    }
+    .await;
+    // It runs on whatever happened.
+    let started = node.start_containerd().await;
+    signal(Signal::CONT)?;
+    let pause = held_up?;
+    started?;
+    ensure!(pause.await?.is_err(), "the pause was answered");
+    ensure!(exec.await?.is_err(), "the exec was answered");
+
+    // The exec is running once the pause may begin.
+    has("/execs/0/phase", "running".into()).await?;
+    has("/requests_waiting", 0.into()).await?;
+    container.wait_for(State::Running).await?;
+    consecutive(&output.count_on(3).await?)?;
+    container.kill_and_delete().await?;
     Ok(())
 }
