@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Context, Output};
 use cryo_e2e::cri::ContainerState;
-use cryo_e2e::lab::{Node, parent};
+use cryo_e2e::lab::{Node, parent, pids};
 use cryo_e2e::workload::{BUSYBOX, COUNTER, consecutive, goes_on, numbers};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -251,10 +251,12 @@ pub(crate) async fn a_pause_that_nobody_waits_for_is_undone(cx: Context) -> anyh
     let (container, output) = cx.shell(node, COUNTER).await?;
     output.count_to(2).await?;
     let shims = node.shims_of(&container.id);
-    let zygotes: Vec<Pid> = node
-        .processes("containerd-shim")
-        .into_iter()
+    let zygotes: Vec<Pid> = pids()
         .filter(|pid| parent(*pid).is_some_and(|parent| shims.contains(&parent)))
+        .filter(|pid| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.starts_with(b"cryo-zygote"))
+        })
         .filter_map(|pid| Pid::from_raw(pid.cast_signed()))
         .collect();
     ensure!(zygotes.len() == 1, "{zygotes:?}");
