@@ -187,7 +187,7 @@ impl Client {
         let there = node.clone();
         let done = tokio::spawn(async move {
             there
-                .exec(&["timeout", "-k", "1", "90", "python3", &program])
+                .exec(&["timeout", "-k", "1", "150", "python3", &program])
                 .await
         });
         Ok(Self { folder: host, done })

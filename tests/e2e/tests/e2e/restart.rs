@@ -6,7 +6,8 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Context, Output};
 use cryo_e2e::cri::ContainerState;
-use cryo_e2e::lab::{Node, parent, pids};
+use cryo_e2e::lab::{parent, pids};
+use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, consecutive, goes_on, numbers};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -266,7 +267,7 @@ pub(crate) async fn a_pause_that_nobody_waits_for_is_undone(cx: Context) -> anyh
     let other = container.clone();
     let exec = tokio::spawn(async move { other.exec("slow", "sleep 1000", false).await });
     let has = async |what: &str, wanted: Value| {
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + PATIENCE;
         loop {
             let state = debug::state_of(&container).await?;
             if state.pointer(what) == Some(&wanted) {

@@ -1,8 +1,8 @@
 def connection(port):
     # The server may still be starting.
-    for last in [False] * 100 + [True]:
+    for last in [False] * 600 + [True]:
         try:
-            return socket.create_connection((ADDRESS, port), timeout=20)
+            return socket.create_connection((ADDRESS, port), timeout=60)
         except OSError:
             if last:
                 raise
@@ -13,7 +13,7 @@ def loaded(load, done):
     """Runs a load beside; answers once it has got on by so much more."""
     threading.Thread(target=load, daemon=True).start()
     def on():
-        before, end = len(done), time.monotonic() + 30
+        before, end = len(done), time.monotonic() + 60
         while len(done) < before + 100:
             assert time.monotonic() < end, f"{len(done)} is all that came"
             time.sleep(0.01)

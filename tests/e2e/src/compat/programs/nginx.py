@@ -3,8 +3,8 @@ import hashlib, http.client
 
 def connection():
     # The server may still be starting.
-    for last in [False] * 100 + [True]:
-        client = http.client.HTTPConnection(ADDRESS, timeout=20)
+    for last in [False] * 600 + [True]:
+        client = http.client.HTTPConnection(ADDRESS, timeout=60)
         try:
             client.connect()
             # Or it would connect again where a connection was closed.
@@ -61,7 +61,7 @@ def keep_alive():
     same(answers, [(200, f"hello {n}\n") for n in range(len(answers))])
     logged = lambda: [l for l in read(volume() + "/access.log").splitlines() if l.startswith(f"{port} ")]
     wanted = [f"{port} 200 /hello?n={n}" for n in range(len(answers))]
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while logged() != wanted:
         assert time.monotonic() < end, (logged()[-1:], wanted[-1:])
         time.sleep(0.02)
@@ -99,7 +99,7 @@ def workers():
     yield
     same((inside(pid()), {inside(p) for p in processes()}), (1, before))
     os.kill(pid(), signal.SIGHUP)
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while len([p for p in processes() if inside(p) not in before]) < 2:
         assert time.monotonic() < end, processes()
         time.sleep(0.02)

@@ -87,7 +87,7 @@ def locks():
     yield
     same((Session().one("SELECT pg_try_advisory_lock(7)"), got), ("f", []))
     same(holder.one("SELECT pg_advisory_unlock(7)"), "t")
-    thread.join(10)
+    thread.join(60)
     same(got, [[""]])
 
 
@@ -118,7 +118,7 @@ def background():
     done = "SELECT num_requested FROM pg_stat_checkpointer"
     count = int(session.one(done))
     session("CHECKPOINT")
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while int(session.one(done)) <= count:
         assert time.monotonic() < end, count
         time.sleep(0.02)

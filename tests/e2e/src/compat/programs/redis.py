@@ -2,9 +2,9 @@
 class Redis:
     def __init__(self):
         # The server may still be starting.
-        for last in [False] * 100 + [True]:
+        for last in [False] * 600 + [True]:
             try:
-                self.socket = socket.create_connection((ADDRESS, 6379), timeout=20)
+                self.socket = socket.create_connection((ADDRESS, 6379), timeout=60)
                 break
             except OSError:
                 if last:
@@ -126,7 +126,7 @@ def rewriting():
     yield
     redis("BGREWRITEAOF")
     state = lambda: dict(l.split(":", 1) for l in redis("INFO", "persistence").split() if ":" in l)
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while state()["aof_rewrite_in_progress"] != "0" or state()["aof_rewrite_scheduled"] != "0":
         assert time.monotonic() < end, state()
         time.sleep(0.02)
