@@ -18,7 +18,9 @@
 mod commands;
 mod containerd;
 mod failure;
+mod images;
 mod newfile;
+mod node;
 mod progress;
 mod table;
 mod text;

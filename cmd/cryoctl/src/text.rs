@@ -1,6 +1,7 @@
 //! Words and numbers for people.
 
 use std::borrow::Cow;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A text from a checkpoint, safe for a terminal: control characters, and those that turn the
 /// direction of writing around, are escaped.
@@ -67,6 +68,27 @@ pub(crate) fn short_duration(count: u64) -> String {
     format!("{digits} {unit}")
 }
 
+/// A time as RFC 3339 in UTC, to the nanosecond.
+pub(crate) fn rfc3339(at: SystemTime) -> String {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, rest) = (since.as_secs() / 86400, since.as_secs() % 86400);
+    // Years that begin in March, so that the day that may be missing is their last; from the
+    // start of a cycle of 400 years. 719468 days are from there to 1970.
+    let day = days + 719_468;
+    let (era, day) = (day / 146_097, day % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (
+        era * 400 + year + u64::from(month >= 10),
+        if month < 10 { month + 3 } else { month - 9 },
+    );
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    let nanos = since.subsec_nanos();
+    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +131,22 @@ mod tests {
             (123_456_789_000, "123457 s"),
         ] {
             assert_eq!(short_duration(count), text);
+        }
+    }
+
+    #[test]
+    fn times() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000000000Z"),
+            (951_782_399, "2000-02-28T23:59:59.000000000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000000000Z"),
+            (1_795_450_353, "2026-11-23T16:12:33.000000000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000000000Z"),
+        ] {
+            assert_eq!(
+                rfc3339(UNIX_EPOCH + std::time::Duration::from_secs(seconds)),
+                text
+            );
         }
     }
 

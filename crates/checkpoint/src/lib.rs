@@ -35,6 +35,7 @@
     )
 )]
 
+pub mod convert;
 pub mod descriptors;
 pub mod failures;
 mod flat;
@@ -48,3 +49,4 @@ pub mod rootfs;
 pub mod source;
 pub mod summary;
 pub mod tar_stream;
+pub mod write;

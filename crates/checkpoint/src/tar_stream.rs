@@ -13,7 +13,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use crate::source::Algorithm;
 
-const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 /// Longest extension (a GNU long name, a pax header).
 pub const MAX_EXTENSION_BYTES: u64 = 64 << 10;
@@ -313,7 +313,7 @@ impl<R: Read> Read for TarStream<R> {
     }
 }
 
-struct Header<'a>(&'a [u8; BLOCK]);
+pub(crate) struct Header<'a>(pub(crate) &'a [u8; BLOCK]);
 
 impl Header<'_> {
     fn field(&self, start: usize, length: usize) -> &[u8] {
@@ -325,7 +325,7 @@ impl Header<'_> {
         field.split(|&byte| byte == 0).next().unwrap_or_default()
     }
 
-    fn name(&self) -> Vec<u8> {
+    pub(crate) fn name(&self) -> Vec<u8> {
         let mut name = Vec::new();
         // Only ustar has a prefix; GNU has other things there.
         if self.field(257, 6) == b"ustar\0" {
@@ -338,11 +338,11 @@ impl Header<'_> {
         name
     }
 
-    fn kind(&self) -> u8 {
+    pub(crate) fn kind(&self) -> u8 {
         self.field(156, 1).first().copied().unwrap_or_default()
     }
 
-    fn size(&self) -> Option<u64> {
+    pub(crate) fn size(&self) -> Option<u64> {
         let field = self.field(124, 12);
         match field.split_first()? {
             (0x80, rest) => rest.iter().try_fold(0u64, |value, &byte| {
@@ -352,7 +352,7 @@ impl Header<'_> {
         }
     }
 
-    fn checksum_matches(&self) -> bool {
+    pub(crate) fn checksum_matches(&self) -> bool {
         let sum: u64 = (0..)
             .zip(self.0)
             .map(|(at, &byte)| {
@@ -395,7 +395,7 @@ fn decimal(text: &[u8]) -> Option<u64> {
 }
 
 /// `LENGTH KEY=VALUE\n`, where LENGTH counts itself.
-fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
+pub(crate) fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let mut records = Vec::new();
     while !bytes.is_empty() {
         let space = bytes.iter().position(|&byte| byte == b' ')?;

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::Format;
 use super::memparse::{check_pid, with_parents};
 use crate::failure::Failure;
+use crate::images;
 use crate::newfile::NewFile;
 use crate::progress::ProgressArgs;
 use crate::text::{bytes, printable};
@@ -56,7 +57,7 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let checkpoint = Source::open(&self.checkpoint)?;
+        let checkpoint = images::checkpoint(&self.checkpoint)?;
         if let Some(pid) = self.pid {
             check_pid(&checkpoint, pid)?;
         }

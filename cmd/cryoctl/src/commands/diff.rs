@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use cryo_checkpoint::inspect::{Files, Inspection, ProcessNode, Sockets, Wanted};
-use cryo_checkpoint::source::Source;
 use serde::Serialize;
 
 use super::inspect::Format;
 use crate::failure::Failure;
+use crate::images;
 
 /// Show what changed between two checkpoints of a container.
 ///
@@ -154,7 +154,10 @@ impl Diff {
             sockets: self.sockets,
             ..Wanted::default()
         };
-        let sources = [Source::open(&self.before)?, Source::open(&self.after)?];
+        let sources = [
+            images::checkpoint(&self.before)?,
+            images::checkpoint(&self.after)?,
+        ];
         let [source_before, source_after] = &sources;
         let before = Inspection::of(source_before, wanted)?;
         let after = Inspection::of(source_after, wanted)?;

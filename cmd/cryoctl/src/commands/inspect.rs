@@ -15,6 +15,7 @@ use cryo_checkpoint::source::Source;
 use serde_json::Value;
 
 use crate::failure::Failure;
+use crate::images;
 use crate::text::{bytes, printable, short_duration};
 use crate::tree::Tree;
 
@@ -99,7 +100,7 @@ impl Inspect {
     pub(super) fn run(self) -> Result<(), Failure> {
         let mut found = Vec::new();
         for path in &self.checkpoints {
-            for source in Source::open_all(path)? {
+            for source in images::checkpoints(path)? {
                 let inspection = Inspection::of(&source, self.wanted(&source))?;
                 found.push((source.name().to_owned(), inspection));
             }

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::Format;
 use crate::failure::Failure;
+use crate::images;
 use crate::progress::ProgressArgs;
 use crate::table::Table;
 use crate::text::{bytes, printable};
@@ -121,7 +122,7 @@ impl Memparse {
         let mut text = String::new();
         let mut array = Vec::new();
         for path in &self.checkpoints {
-            let source = Source::open(path)?;
+            let source = images::checkpoint(path)?;
             let sizes = sizes(&source)?;
             match self.format {
                 Format::Json => array.push(json!({
@@ -160,7 +161,7 @@ pub(super) fn with_parents(
 ) -> Result<Memory, Failure> {
     let mut below: Option<Memory> = None;
     for path in parents.iter().rev() {
-        let (_, parent) = Memory::open(&Source::open(path)?, pid)?;
+        let (_, parent) = Memory::open(&images::checkpoint(path)?, pid)?;
         below = Some(match &below {
             Some(below) => parent.with_parent(below),
             None => parent,

@@ -1,7 +1,9 @@
 //! The command line. Each subcommand is a file of its own, and its arguments are its manual.
 
+mod build;
 mod check;
 mod completion;
+mod convert;
 mod core;
 mod diff;
 mod failures;
@@ -10,6 +12,8 @@ mod list;
 mod man;
 mod memparse;
 mod plugin;
+mod pull;
+mod push;
 mod show;
 mod summary;
 
@@ -53,6 +57,10 @@ enum Command {
     Diff(diff::Diff),
     List(list::List),
     Summary(summary::Summary),
+    Build(Box<build::Build>),
+    Push(push::Push),
+    Pull(pull::Pull),
+    Convert(convert::Convert),
     Check(check::Check),
     Failures(failures::Failures),
     Core(core::Core),
@@ -144,6 +152,10 @@ impl Cryoctl {
             Command::Diff(command) => command.run(),
             Command::List(command) => command.run(),
             Command::Summary(command) => command.run(),
+            Command::Build(command) => command.run(),
+            Command::Push(command) => command.run(),
+            Command::Pull(command) => command.run(),
+            Command::Convert(command) => command.run(),
             Command::Failures(command) => command.run(),
             Command::Core(command) => command.run(),
             Command::Memparse(command) => command.run(),

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use cryo_checkpoint::inspect::{Inspection, Wanted};
-use cryo_checkpoint::source::Source;
 
 use crate::failure::Failure;
+use crate::images;
 use crate::table::Table;
 use crate::text::{bytes, printable};
 
@@ -39,7 +39,7 @@ impl Show {
         let mut text = String::new();
         let mut found = Vec::new();
         for path in &self.checkpoints {
-            for source in Source::open_all(path)? {
+            for source in images::checkpoints(path)? {
                 found.push((path, Inspection::of(&source, Wanted::default())?));
             }
         }

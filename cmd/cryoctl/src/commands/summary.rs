@@ -12,6 +12,7 @@ use cryo_checkpoint::summary::{self, Process};
 
 use super::Format;
 use crate::failure::Failure;
+use crate::images;
 use crate::text::{bytes, microseconds, printable};
 
 /// Deepest level to which the process tree is indented.
@@ -40,7 +41,7 @@ pub(super) struct Summary {
 
 impl Summary {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let mut summary = summary::Summary::read(&self.path)?;
+        let mut summary = summary::Summary::of(&images::checkpoint(&self.path)?)?;
         if let Some(stats) = &self.stats {
             summary.read_stats(stats)?;
         }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::Digest;
 use super::model::Platform;
+use crate::convert::nanoseconds;
 use crate::layout;
 
 /// Before the name of a fact, in the dialect that checkpointctl and containerd read.
@@ -142,7 +143,10 @@ impl Facts {
             .map(|digest| digest.to_string())
             .next();
         let mut facts = Self {
-            checkpointed: config.checkpointed_time,
+            // Readers of an image refuse one whose time is none.
+            checkpointed: config
+                .checkpointed_time
+                .filter(|time| nanoseconds(time).is_some()),
             ..Self::default()
         };
         let raw = config

@@ -1,10 +1,11 @@
 //! Writing an image: the layer as a stream, then the three documents.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
 use super::model::{self, Config, Descriptor, Index, Manifest, Platform, RootFs};
 use super::{Digest, Hasher};
+use crate::write::Archive;
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,21 +30,20 @@ impl Compression {
 }
 
 /// Writes the layer of an image: files in, compressed tar out. The same files in the same order
-/// give the same bytes: all are root's, for root alone, and of one time.
+/// give the same bytes: all are root's, for root alone, and of 1970.
 pub struct LayerWriter<W: Write> {
-    tar: tar::Builder<Hashed<Compressor<Hashed<W>>>>,
+    tar: Archive<Hashed<Compressor<Hashed<W>>>>,
     compression: Compression,
-    time_s: u64,
 }
 
 impl<W: Write> LayerWriter<W> {
-    /// `time_s`, in seconds since 1970, is that of all files. Compresses on `threads` threads
-    /// beside this one where the format can; how many makes no difference to the bytes.
+    /// Compresses on `threads` threads beside this one where the format can; how many makes no
+    /// difference to the bytes.
     ///
     /// # Errors
     ///
     /// When the level is none of the format's.
-    pub fn new(out: W, compression: Compression, threads: u32, time_s: u64) -> io::Result<Self> {
+    pub fn new(out: W, compression: Compression, threads: u32) -> io::Result<Self> {
         let out = Hashed::new(out);
         let compressor = match compression {
             Compression::None => Compressor::None(out),
@@ -60,48 +60,14 @@ impl<W: Write> LayerWriter<W> {
             }
         };
         Ok(Self {
-            tar: tar::Builder::new(Hashed::new(compressor)),
+            tar: Archive::new(Hashed::new(compressor)),
             compression,
-            time_s,
         })
     }
 
-    /// Adds a directory.
-    ///
-    /// # Errors
-    ///
-    /// Those of what is written to.
-    pub fn directory(&mut self, name: &str) -> io::Result<()> {
-        let mut header = self.header(tar::EntryType::Directory, 0o700, 0);
-        self.tar
-            .append_data(&mut header, format!("{name}/"), io::empty())
-    }
-
-    /// Adds a file of `size` bytes.
-    ///
-    /// # Errors
-    ///
-    /// Those of what is read and written, and when the content is shorter than `size`.
-    pub fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> io::Result<()> {
-        let mut header = self.header(tar::EntryType::Regular, 0o600, size);
-        let mut content = content.take(size);
-        self.tar.append_data(&mut header, name, &mut content)?;
-        if content.limit() > 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                format!("{name} is shorter than it was to be"),
-            ));
-        }
-        Ok(())
-    }
-
-    fn header(&self, kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_size(size);
-        header.set_mtime(self.time_s);
-        header
+    /// The tar that becomes the layer.
+    pub fn archive(&mut self) -> &mut Archive<impl Write> {
+        &mut self.tar
     }
 
     /// Writes what is left, and says what the layer has become.
@@ -110,7 +76,7 @@ impl<W: Write> LayerWriter<W> {
     ///
     /// Those of what is written to.
     pub fn finish(self) -> io::Result<(W, Layer)> {
-        let hashed = self.tar.into_inner()?;
+        let hashed = self.tar.finish()?;
         let diff_id = hashed.hasher.finish();
         let out = match hashed.inner {
             Compressor::None(out) => out,
@@ -263,16 +229,19 @@ impl<W: Write> Write for Hashed<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn layer(compression: Compression, threads: u32) -> (Vec<u8>, Layer) {
-        let mut writer = LayerWriter::new(Vec::new(), compression, threads, 1_700_000_000).unwrap();
-        writer.directory("checkpoint").unwrap();
+        let mut writer = LayerWriter::new(Vec::new(), compression, threads).unwrap();
+        writer.archive().directory("checkpoint").unwrap();
         let pages: Vec<u8> = (0u32..1 << 20)
             .flat_map(|n| (n / 7).to_le_bytes())
             .collect();
         let name = format!("checkpoint/{}.img", "long".repeat(40));
         writer
+            .archive()
             .file(&name, pages.len() as u64, &mut &*pages)
             .unwrap();
         writer.finish().unwrap()
@@ -301,13 +270,6 @@ mod tests {
             .unwrap();
             assert!(unpacked == plain);
         }
-    }
-
-    #[test]
-    fn a_file_that_shrinks_is_an_error() {
-        let mut writer = LayerWriter::new(Vec::new(), Compression::None, 1, 0).unwrap();
-        let error = writer.file("a", 5, &mut &b"four"[..]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -20,5 +20,6 @@ mod digest;
 pub mod image;
 pub mod model;
 pub mod reference;
+pub mod url;
 
 pub use digest::{BadDigest, Digest, Hasher};

@@ -12,8 +12,8 @@ use cryo_e2e::runtime::Runtime;
 use cryo_e2e::workload::{BUSYBOX, FILE_COUNTER, consecutive};
 
 /// An archive of a checkpoint.
-struct Archive {
-    path: String,
+pub(crate) struct Archive {
+    pub(crate) path: String,
     /// The last number before the checkpoint was asked for.
     before: u64,
     /// The numbers in its container.log. CRI takes the log when the container runs on
@@ -22,7 +22,11 @@ struct Archive {
 }
 
 /// A counter in a pod.
-async fn counter(cx: &Context, node: &Node, handler: &str) -> anyhow::Result<PodContainer> {
+pub(crate) async fn counter(
+    cx: &Context,
+    node: &Node,
+    handler: &str,
+) -> anyhow::Result<PodContainer> {
     let pod = cx.pod(node, handler).await?;
     let container = pod
         .run("counter", BUSYBOX, &["sh", "-c", FILE_COUNTER])
@@ -32,7 +36,7 @@ async fn counter(cx: &Context, node: &Node, handler: &str) -> anyhow::Result<Pod
 }
 
 /// Checkpoints into an archive and ends the container.
-async fn archive(cx: &Context, container: &PodContainer) -> anyhow::Result<Archive> {
+pub(crate) async fn archive(cx: &Context, container: &PodContainer) -> anyhow::Result<Archive> {
     let path = format!("{}/checkpoint.tar", cx.folder(&container.node, "archive")?);
     let counted = container.numbers();
     let before = *counted.last().context("nothing counted")?;
@@ -80,7 +84,7 @@ fn entries(node: &Node, path: &str) -> anyhow::Result<BTreeSet<String>> {
 
 /// Restores the archive in a new pod and checks that it goes on. CRI puts the archive's
 /// log before the new output.
-async fn restored(
+pub(crate) async fn restored(
     cx: &Context,
     node: &Node,
     handler: &str,

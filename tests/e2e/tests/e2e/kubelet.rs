@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 /// The programs that these tests need.
 pub(crate) const TOOLS: &[&str] = &["kubelet"];
 
-const CHECKPOINT_IMAGE: &str = include_str!("../../src/checkpoint_image.py");
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
 const FROZEN: &str = "localhost:5000/frozen-by-kubelet:1";
 
@@ -240,7 +239,8 @@ async fn life(kubelet: &Kubelet<'_>) -> anyhow::Result<()> {
     kubelet.remove("counter").await?;
 
     // As an image, the archive is a container's to be started from.
-    import(kubelet.node, archive).await?;
+    let build = ["cryoctl", "build", archive, FROZEN];
+    kubelet.node.exec(&build).await?.success()?;
     let pod = kubelet.run("woken", FROZEN).await?;
     ensure!(container(&pod)["restartCount"] == 0, "{}", container(&pod));
     let numbers = kubelet.logs_to("woken", last + 10).await?;
@@ -258,23 +258,6 @@ async fn life(kubelet: &Kubelet<'_>) -> anyhow::Result<()> {
 
     let refused = kubelet.ask("POST", &checkpoint).await?.failure()?;
     ensure!(refused.contains("404"), "{refused}");
-    Ok(())
-}
-
-async fn import(node: &Node, archive: &str) -> anyhow::Result<()> {
-    let image = "/var/tmp/checkpoint-image.tar";
-    let script = [
-        "python3",
-        "-c",
-        CHECKPOINT_IMAGE,
-        archive,
-        "counter",
-        FROZEN,
-        image,
-    ];
-    node.exec(&script).await?.success()?;
-    node.ctr(&["-n", "k8s.io", "images", "import", image])
-        .await?;
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod exec;
 mod failures;
 mod footprint;
 mod hostile;
+mod images;
 mod inspect;
 mod kubelet;
 mod lifecycle;
@@ -220,6 +221,10 @@ fn main() -> ExitCode {
         test!(cri::restored_on_another_node_goes_on),
         test!(cri::restored_is_checkpointed_again),
         test!(cri::the_own_runtime_name_checkpoints_and_restores),
+        test!(images::cri_restores_from_a_registry),
+        test!(images::containerds_store_keeps_and_gives_an_image),
+        test!(images::podman_restores_from_an_image),
+        test!(images::converted_archives_are_read_and_restored),
         test!(crictl::a_life_from_runp_to_rmp).needs(CRICTL),
         test!(crictl::exec_and_attach).needs(CRICTL),
         test!(crictl::port_forward).needs(CRICTL),

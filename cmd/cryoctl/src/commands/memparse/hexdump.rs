@@ -5,10 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cryo_checkpoint::memory::{self, Memory, Piece};
-use cryo_checkpoint::source::Source;
 
 use super::{Memparse, check_pid};
 use crate::failure::Failure;
+use crate::images;
 use crate::newfile::NewFile;
 
 /// How many bytes of memory are turned into rows at a time: what becomes of them is five times as
@@ -26,7 +26,7 @@ Address           Hexadecimal                                       ASCII       
 -------------------------------------------------------------------------------------\n";
 
 pub(super) fn hexdump(args: &Memparse, path: &Path) -> Result<(), Failure> {
-    let checkpoint = Source::open(path)?;
+    let checkpoint = images::checkpoint(path)?;
     check_pid(&checkpoint, args.pid)?;
     let memory = args.memory(&checkpoint, args.pid)?;
     let (pid, shown) = (args.pid, path.display());

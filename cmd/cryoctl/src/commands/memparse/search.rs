@@ -8,12 +8,12 @@ use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use cryo_checkpoint::memory::search::{self, MAX_CONTEXT_BYTES, Match, Options, Pattern};
 use cryo_checkpoint::memory::{self, Memory};
-use cryo_checkpoint::source::Source;
 use serde_json::json;
 
 use super::super::Format;
 use super::{Memparse, check_pid};
 use crate::failure::Failure;
+use crate::images;
 use crate::newfile::NewFile;
 use crate::progress::Progress;
 use crate::table::Table;
@@ -116,7 +116,7 @@ pub(super) fn search(args: &Memparse, path: &Path) -> Result<(), Failure> {
         return Err(anyhow!("--context may be {MAX_CONTEXT_BYTES} at most").into());
     }
     let wanted = Wanted::new(args)?;
-    let checkpoint = Source::open(path)?;
+    let checkpoint = images::checkpoint(path)?;
     let pids = if args.pid == 0 {
         let living = memory::processes(&checkpoint)?;
         living.iter().map(|(process, _)| process.pid).collect()

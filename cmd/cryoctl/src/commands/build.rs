@@ -1,0 +1,251 @@
+//! `cryoctl build`.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
+use cryo_checkpoint::layout;
+use cryo_checkpoint::oci::annotations::Facts;
+use cryo_checkpoint::oci::image::{Compression, Image, Layer, LayerWriter};
+use cryo_checkpoint::oci::model::{Descriptor, Platform};
+use cryo_checkpoint::oci::reference::Place;
+use cryo_checkpoint::source::{self, Source};
+use cryo_criu_image::Kind;
+use cryo_criu_image::task::Core;
+
+use crate::failure::Failure;
+use crate::images::{self, Access, Target};
+use crate::node;
+use crate::progress::ProgressArgs;
+
+/// Longest beginning of CRIU's log that is looked at.
+const MAX_LOG_BYTES: u64 = 16 << 10;
+
+/// Make an image of a checkpoint, for engines to restore from and registries to keep.
+///
+/// The image has one layer with the files of the checkpoint, and the annotations by which
+/// containerd, CRI-O and Podman know a checkpoint, in its index and its manifest. The same
+/// checkpoint, with the same options, has the same digest each time.
+///
+/// DESTINATION is one of
+///
+///   NAME[:TAG]                   an image in containerd's store, here and now
+///   containerd:NAME[:TAG]        the same
+///   docker://REGISTRY/NAME:TAG   an image in a registry
+///   oci:DIR[:TAG]                an OCI image layout
+///   oci-archive:FILE[:TAG]       the same as a tar archive, as 'podman load' takes it
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, after_help = super::EXIT_CODES)]
+pub(super) struct Build {
+    /// The checkpoint: an archive, the same unpacked, or an image of one.
+    checkpoint: PathBuf,
+
+    /// Where to put the image.
+    #[arg(required_unless_present = "to", value_name = "DESTINATION")]
+    image: Option<Place>,
+
+    /// The same as DESTINATION.
+    #[arg(long, value_name = "DESTINATION", conflicts_with = "image")]
+    to: Option<Place>,
+
+    /// How to compress the layer.
+    #[arg(long, value_enum, default_value_t = Method::Zstd)]
+    compression: Method,
+
+    /// How hard to: 0 to 9 for gzip, 1 to 19 for zstd. Default: 6 for gzip, 3 for zstd.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=19))]
+    level: Option<u32>,
+
+    /// Say of the checkpoint what it does not say itself, as engine.version=2.1.9. What it says
+    /// otherwise is refused. Names: those after org.criu.checkpoint. in docs/images.md.
+    #[arg(long = "fact", value_name = "NAME=VALUE", value_parser = pair)]
+    facts: Vec<(String, String)>,
+
+    /// The checkpoint was made on this node: say its distribution, kernel, cgroup version and
+    /// version of CRIU.
+    #[arg(long)]
+    this_node: bool,
+
+    /// One more annotation.
+    #[arg(long = "annotation", value_name = "KEY=VALUE", value_parser = pair)]
+    annotations: Vec<(String, String)>,
+
+    #[command(flatten)]
+    access: Access,
+
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+/// How a layer is compressed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Method {
+    /// Zstandard, on all processors.
+    Zstd,
+    /// gzip, for engines from before 2020.
+    Gzip,
+    /// Not at all.
+    None,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("it is not NAME=VALUE".to_owned()),
+    }
+}
+
+impl Build {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let source = images::checkpoint(&self.checkpoint)?;
+        let mut facts = facts(&source)?;
+        if self.this_node {
+            for (name, value) in node::facts() {
+                facts
+                    .state(name, &value)
+                    .context("the checkpoint was not made on this node")?;
+            }
+        }
+        for (name, value) in &self.facts {
+            facts.state(name, value).map_err(anyhow::Error::from)?;
+        }
+        let place = self
+            .to
+            .as_ref()
+            .or(self.image.as_ref())
+            .context("no destination")?;
+        let root = self.image(&source, &facts, place).map_err(images::failed)?;
+        images::tell(place, &root)?;
+        Ok(())
+    }
+
+    fn image(&self, source: &Source, facts: &Facts, place: &Place) -> anyhow::Result<Descriptor> {
+        let platform = facts
+            .platform()
+            .unwrap_or_else(|| Platform::linux(std::env::consts::ARCH));
+        let mut annotations = facts.annotations();
+        annotations.extend(self.annotations.iter().cloned());
+        let mut target = images::target(place, &self.access)?;
+        let layer = self.layer(source, target.as_mut())?;
+        let image = Image::new(layer, &platform, facts.checkpointed(), &annotations)?;
+        let (config, bytes) = &image.config;
+        put(target.as_mut(), config, bytes)?;
+        target.document(&image.manifest.0, &image.manifest.1)?;
+        target.document(&image.index.0, &image.index.1)?;
+        target.name(&image.index.0)?;
+        Ok(image.index.0)
+    }
+
+    fn compression(&self) -> anyhow::Result<Compression> {
+        Ok(match (self.compression, self.level) {
+            (Method::None, None) => Compression::None,
+            (Method::None, Some(_)) => anyhow::bail!("--level needs a compression"),
+            (Method::Gzip, level) => {
+                let level = level.unwrap_or(6);
+                ensure!(level <= 9, "gzip has no level {level}: 0 to 9");
+                Compression::Gzip(level)
+            }
+            (Method::Zstd, level) => {
+                let level = level.unwrap_or(3);
+                ensure!(level > 0, "zstd has no level 0: 1 to 19");
+                Compression::Zstd(level.cast_signed())
+            }
+        })
+    }
+
+    /// Writes the files of the checkpoint as a layer.
+    fn layer(&self, source: &Source, target: &mut dyn Target) -> anyhow::Result<Layer> {
+        let total = source.entries().iter().map(|entry| entry.size_bytes).sum();
+        let progress = self.progress.start("building", total);
+        let sink = target.begin(None)?;
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let mut writer = LayerWriter::new(sink, self.compression()?, threads)?;
+        let directories = source.entries().iter().filter(|entry| entry.directory);
+        let mut directories: Vec<&str> = directories
+            .map(|entry| entry.name.as_str())
+            .filter(|name| *name != ".")
+            .collect();
+        if !directories.contains(&layout::CHECKPOINT_DIR) {
+            directories.push(layout::CHECKPOINT_DIR);
+        }
+        for name in directories {
+            writer.archive().directory(name)?;
+        }
+        source.visit(
+            |_| true,
+            |entry, content| -> anyhow::Result<()> {
+                let mut content = Counted {
+                    inner: content,
+                    count: &|bytes| progress.add(bytes),
+                };
+                writer
+                    .archive()
+                    .file(&entry.name, entry.size_bytes, &mut content)
+                    .with_context(|| entry.name.clone())
+            },
+        )?;
+        let (sink, layer) = writer.finish()?;
+        sink.commit(&layer.descriptor)?;
+        Ok(layer)
+    }
+}
+
+/// A small blob.
+fn put(target: &mut dyn Target, blob: &Descriptor, bytes: &[u8]) -> anyhow::Result<()> {
+    if target.has(blob)? {
+        return Ok(());
+    }
+    let mut sink = target.begin(Some(blob))?;
+    let there = usize::try_from(sink.offset())?;
+    io::Write::write_all(&mut sink, bytes.get(there..).unwrap_or_default())?;
+    sink.commit(blob)
+}
+
+/// What the files of a checkpoint say of it.
+fn facts(source: &Source) -> Result<Facts, Failure> {
+    let need = |name: &str| {
+        let missing = source::Error::Missing {
+            name: name.to_owned(),
+        };
+        source
+            .read(name, source::MAX_JSON_BYTES)?
+            .ok_or(missing)
+            .map_err(Failure::from)
+    };
+    let (config, spec) = (need(layout::CONFIG_DUMP)?, need(layout::SPEC_DUMP)?);
+    let mut facts = Facts::of(&config, &spec).map_err(anyhow::Error::from)?;
+    let core = source
+        .images()
+        .find(|(name, _)| matches!(Kind::of_file_name(name), Some((Kind::Core, Some(_)))))
+        .map(|(_, entry)| entry.name.clone());
+    if let Some(name) = core
+        && let Some(core) = source.view::<Core>(&name)?
+    {
+        facts.learn_architecture(core.arch.as_str());
+    }
+    let in_images = format!("{}/{}", layout::CHECKPOINT_DIR, layout::DUMP_LOG);
+    for name in [layout::DUMP_LOG, &in_images] {
+        if source.file(name).is_some() {
+            let mut log = Vec::new();
+            let head = source.reader(name)?.take(MAX_LOG_BYTES);
+            io::BufReader::new(head).read_to_end(&mut log)?;
+            facts.learn_from_log(&String::from_utf8_lossy(&log));
+        }
+    }
+    Ok(facts)
+}
+
+/// Counts what is read.
+struct Counted<'a> {
+    inner: &'a mut dyn Read,
+    count: &'a dyn Fn(u64),
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        (self.count)(read as u64);
+        Ok(read)
+    }
+}

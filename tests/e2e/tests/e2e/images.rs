@@ -1,0 +1,227 @@
+//! Images that `cryoctl` builds of checkpoints, and the engines that restore from them.
+
+use anyhow::{Context as _, bail, ensure};
+use cryo_e2e::context::Context;
+use cryo_e2e::lab::Node;
+use cryo_e2e::runtime::Runtime;
+use cryo_e2e::workload::consecutive;
+use serde_json::Value;
+
+use crate::cri::{archive, counter, restored};
+
+/// A life in Podman: a counter is checkpointed, an image of it built, and that restored from a
+/// registry and from an archive. Prints the last number before, and the numbers after each restore.
+const PODMAN: &str = r#"
+set -euo pipefail
+runtime=$1 dir=$2 image=$3
+export PODMAN_IGNORE_CGROUPSV1_WARNING=1 TMPDIR=$dir
+podman() {
+	command podman --root "$dir/root" --runroot "$dir/run" --tmpdir "$dir/tmp" --cgroup-manager cgroupfs \
+		--events-backend none --runtime "$runtime" "$@"
+}
+clean() {
+	podman rm -fa -t 0 >/dev/null || true
+	umount "$dir/root/overlay" 2>/dev/null || true
+	find /sys/fs/cgroup -depth -type d -path '*/libpod_parent*' -exec rmdir {} + 2>/dev/null || true
+}
+trap clean EXIT
+until_counted() { # until_counted N: at least N lines
+	for _ in $(seq 300); do
+		if (($(podman logs counter | wc -l) >= $1)); then return; fi
+		sleep 0.1
+	done
+	echo "counted $(podman logs counter | wc -l) of $1" >&2
+	return 1
+}
+restored() { # restored IMAGE
+	podman container restore "$1" >/dev/null
+	until_counted 3
+	podman logs counter | tr '\n' ' '
+	echo
+	podman rm -f -t 0 counter >/dev/null
+}
+podman pull -q --tls-verify=false localhost:5000/busybox:1 >/dev/null
+podman run -d --name counter --network none localhost:5000/busybox:1 \
+	sh -c 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done' >/dev/null
+until_counted 4
+podman container checkpoint -e "$dir/checkpoint.tar.zst" counter >/dev/null
+podman logs counter | tail -n 1
+podman rm counter >/dev/null
+cryoctl convert --to containerd "$dir/checkpoint.tar.zst" "$dir/containerd.tar" 2>/dev/null
+for command in show "inspect --all"; do
+	checkpointctl $command "$dir/containerd.tar" | grep containerd >/dev/null
+done
+cryoctl build "$dir/checkpoint.tar.zst" "docker://$image"
+cryoctl build "$dir/checkpoint.tar.zst" "oci-archive:$dir/image.tar:counter"
+podman pull -q --tls-verify=false "$image" >/dev/null
+restored "$image"
+podman rmi -f "$image" >/dev/null
+podman load -q -i "$dir/image.tar" >/dev/null
+restored localhost/counter:latest
+"#;
+
+/// The digest that cryoctl prints when it has made an image.
+async fn cryoctl(node: &Node, arguments: &[&str]) -> anyhow::Result<String> {
+    let mut command = vec!["cryoctl"];
+    command.extend(arguments);
+    let said = node.exec(&command).await?.success()?;
+    let digest = said.trim().rsplit(' ').next().unwrap_or_default();
+    ensure!(digest.starts_with("sha256:"), "{said}");
+    Ok(digest.to_owned())
+}
+
+/// What is said of a checkpoint, but for its form.
+async fn summary(node: &Node, path: &str) -> anyhow::Result<Value> {
+    let command = ["cryoctl", "summary", "--format", "json", path];
+    let mut summary: Value = serde_json::from_str(&node.exec(&command).await?.success()?)?;
+    summary.as_object_mut().context("no object")?.remove("form");
+    Ok(summary)
+}
+
+/// Removes images, and what nothing needs any more.
+async fn remove(node: &Node, namespace: &str, names: &[&str]) -> anyhow::Result<()> {
+    let mut command = vec!["-n", namespace, "images", "rm", "--sync"];
+    command.extend(names);
+    node.ctr(&command).await.map(drop)
+}
+
+pub(crate) async fn cri_restores_from_a_registry(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let mut handlers = vec![cx.runtime().handler()];
+    if cx.runtime() == Runtime::Cryo {
+        handlers.push("runc");
+    }
+    for handler in handlers {
+        let container = counter(&cx, node, handler).await?;
+        let archive = archive(&cx, &container).await?;
+        let image = format!("localhost:5000/{}:1", cx.id(handler));
+        let digest = cryoctl(
+            node,
+            &["build", &archive.path, &format!("docker://{image}")],
+        )
+        .await?;
+        node.cri().pull(&image).await.context("PullImage")?;
+        restored(&cx, node, handler, &image, &archive).await?;
+
+        let folder = cx.folder(node, "layout")?;
+        let (layout, file) = (format!("{folder}/oci"), format!("{folder}/image.tar"));
+        let pulled = cryoctl(node, &["pull", &image, &format!("oci:{layout}")]).await?;
+        ensure!(pulled == digest, "{pulled} was pulled of {digest}");
+        let gzip = ["--compression", "gzip", "--level", "1"];
+        let to = format!("oci-archive:{file}");
+        let mut build = vec!["build", &layout, &to];
+        build.extend(gzip);
+        cryoctl(node, &build).await?;
+        let expected = summary(node, &archive.path).await?;
+        for path in [&layout, &file] {
+            let found = summary(node, path).await?;
+            ensure!(found == expected, "{path}: {found} of {expected}");
+        }
+        remove(node, "k8s.io", &[&image]).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn converted_archives_are_read_and_restored(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let handler = cx.runtime().handler();
+    let container = counter(&cx, node, handler).await?;
+    let mut archive = archive(&cx, &container).await?;
+    let folder = cx.folder(node, "converted")?;
+    let convert = async |to: &str, from: &str| -> anyhow::Result<String> {
+        let path = format!("{folder}/{to}.tar");
+        let command = ["cryoctl", "convert", "--to", to, from, &path];
+        node.exec(&command).await?.success()?;
+        Ok(path)
+    };
+    let mut path = archive.path.clone();
+    for (to, engine) in [
+        ("podman", "Podman"),
+        ("cri-o", "CRI-O"),
+        ("containerd", "containerd"),
+    ] {
+        path = convert(to, &path).await?;
+        let shown = node.exec(&["checkpointctl", "show", &path]).await?;
+        let shown = shown.success()?;
+        ensure!(
+            shown.contains(engine) && shown.contains("counter"),
+            "{shown}"
+        );
+        let inspect = ["checkpointctl", "inspect", "--all", &path];
+        let inspected = node.exec(&inspect).await?.success()?;
+        for wanted in ["Process tree", "Overview of mounts", engine] {
+            ensure!(inspected.contains(wanted), "{to}: {inspected}");
+        }
+    }
+    // Through all three layouts and back, and it still is what it was.
+    archive.path = path;
+    restored(&cx, node, handler, &archive.path, &archive).await?;
+    Ok(())
+}
+
+pub(crate) async fn containerds_store_keeps_and_gives_an_image(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let handler = cx.runtime().handler();
+    let container = counter(&cx, node, handler).await?;
+    let archive = archive(&cx, &container).await?;
+    let image = format!("localhost:5000/{}:1", cx.id("stored"));
+    let other = format!("localhost:5000/{}:2", cx.id("other"));
+    // In a namespace without CRI, which names each image once more. The same twice, and another,
+    // whose removal makes containerd collect what nobody needs.
+    let build = ["build", "--namespace", "default", &archive.path];
+    let digest = cryoctl(node, &[&build[..], &[&image]].concat()).await?;
+    ensure!(cryoctl(node, &[&build[..], &[&image]].concat()).await? == digest);
+    let annotated = [&build[..], &[&other, "--annotation", "a=b"]].concat();
+    let second = cryoctl(node, &annotated).await?;
+    let leases = node.ctr(&["leases", "ls", "-q"]).await?;
+    ensure!(!leases.contains("cryoctl"), "a lease is left: {leases}");
+    remove(node, "default", &[&other]).await?;
+    let content = ["content", "ls", "-q"];
+    let blobs = node.ctr(&content).await?;
+    ensure!(blobs.contains(&digest), "{digest} was collected");
+    ensure!(!blobs.contains(&second), "{second} was not collected");
+    remove(node, "default", &[&image]).await?;
+    let blobs = node.ctr(&content).await?;
+    ensure!(!blobs.contains(&digest), "{digest} was not collected");
+
+    ensure!(cryoctl(node, &["build", &archive.path, &image]).await? == digest);
+    restored(&cx, node, handler, &image, &archive).await?;
+
+    // From there to a registry, and back under another name.
+    ensure!(cryoctl(node, &["push", &image]).await? == digest);
+    ensure!(cryoctl(node, &["pull", &image, &other]).await? == digest);
+    let folder = cx.folder(node, "layout")?;
+    let to = format!("oci:{folder}");
+    ensure!(cryoctl(node, &["pull", &format!("containerd:{other}"), &to]).await? == digest);
+    let expected = summary(node, &archive.path).await?;
+    for path in [folder, format!("containerd:{image}")] {
+        let found = summary(node, &path).await?;
+        ensure!(found == expected, "{path}: {found} of {expected}");
+    }
+    remove(node, "k8s.io", &[&image, &other]).await
+}
+
+pub(crate) async fn podman_restores_from_an_image(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    for runtime in ["runc", "/opt/lab/crun"] {
+        let name = if runtime == "runc" { "runc" } else { "crun" };
+        let folder = cx.folder(node, name)?;
+        let image = format!("localhost:5000/{}:1", cx.id(name));
+        let script = ["bash", "-c", PODMAN, "podman", runtime, &folder, &image];
+        let said = node.exec(&script).await?.success().context(name)?;
+        let runs: Vec<Vec<u64>> = said
+            .lines()
+            .filter(|line| !line.contains("sha256:"))
+            .map(|line| line.split_whitespace().map(str::parse).collect())
+            .collect::<Result<_, _>>()
+            .with_context(|| said.clone())?;
+        let [before, of_registry, of_archive] = runs.as_slice() else {
+            bail!("{name}: {said}");
+        };
+        for run in [of_registry, of_archive] {
+            let all = [before.as_slice(), run].concat();
+            consecutive(&all).with_context(|| format!("{name}: {said}"))?;
+        }
+    }
+    Ok(())
+}
