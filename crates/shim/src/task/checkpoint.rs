@@ -11,6 +11,8 @@ use cryo_criu::options::Checkpoint as Options;
 use cryo_criu::preflight::{self, Report};
 use cryo_criu::request::NetworkLockMethod;
 use cryo_criu::{Cause, Control, CriuError, DumpOptions, External};
+use cryo_criu_image::inventory::Inventory;
+use cryo_criu_image::{Kind, Reader};
 use cryo_engine::{mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
@@ -248,8 +250,24 @@ fn refuse_impossible(request: &CheckpointRequest, options: &Options) -> Result<(
                 parent.display()
             )));
         }
+        if !is_tracked(&parent) {
+            return Err(TaskError::FailedPrecondition(format!(
+                "the checkpoint {} cannot be a parent, since memory was not tracked at its time: name one that was made with pre-dump or with a parent of its own",
+                parent.display()
+            )));
+        }
     }
     Ok(())
+}
+
+/// CRIU writes the uptime only where it tracks memory, and wants it of a parent: by
+/// it, it tells a process from another one that has the same id since.
+fn is_tracked(images: &Path) -> bool {
+    let name = Kind::Inventory.file_name(0);
+    let inventory = fs::File::open(images.join(&name))
+        .ok()
+        .and_then(|file| Reader::<Inventory, _>::new(name, file).ok()?.single().ok());
+    inventory.is_some_and(|i| i.dump_uptime_us.is_some())
 }
 
 /// Refuses, before anything is touched, what CRIU could not dump or could not restore.
