@@ -86,8 +86,13 @@ impl Enclosed {
     pub fn release(self) -> Result<(), Error> {
         rustix::net::shutdown(&self.0, Shutdown::Write).map_err(io::Error::from)?;
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, Some(&RELEASE_LIMIT)).map_err(io::Error::from)? {
-            0 => Err(Error::Gone),
+        let told =
+            rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&RELEASE_LIMIT)));
+        match told.map_err(io::Error::from)? {
+            0 => Err(Error::Io(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the process that held the scope does not end",
+            ))),
             // That it is reaped, or that nobody is there to say so.
             _ => Ok(()),
         }
