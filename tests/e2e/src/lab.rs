@@ -547,7 +547,8 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn lab_folder() -> PathBuf {
+/// Where the lab is.
+pub fn lab_folder() -> PathBuf {
     std::env::var_os("LAB_DIR").map_or_else(|| repository().join(".lab"), PathBuf::from)
 }
 

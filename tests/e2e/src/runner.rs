@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use rustix::thread::CapabilitySet;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -37,7 +36,6 @@ pub struct Test {
     limit: Duration,
     tools: &'static [&'static str],
     systemd: Option<bool>,
-    capable: bool,
     lacking: fn() -> Option<&'static str>,
     difference: Option<Difference>,
 }
@@ -70,7 +68,6 @@ impl Test {
             limit: LIMIT,
             tools: &[],
             systemd: None,
-            capable: false,
             lacking: || None,
             difference: None,
         }
@@ -98,6 +95,13 @@ impl Test {
         self
     }
 
+    /// Needs something of this machine; where `lacking` names a reason, the test is ignored with it.
+    #[must_use]
+    pub fn needs_here(mut self, lacking: fn() -> Option<&'static str>) -> Self {
+        self.lacking = lacking;
+        self
+    }
+
     /// Needs nodes whose first process is systemd, which those of `hack/vm` are.
     #[must_use]
     pub fn with_systemd(mut self) -> Self {
@@ -109,20 +113,6 @@ impl Test {
     #[must_use]
     pub fn without_systemd(mut self) -> Self {
         self.systemd = Some(false);
-        self
-    }
-
-    /// Needs CAP_SYS_RESOURCE, which a machine's owner may have given away.
-    #[must_use]
-    pub fn with_all_capabilities(mut self) -> Self {
-        self.capable = true;
-        self
-    }
-
-    /// Needs something of this machine; where `lacking` names a reason, the test is ignored with it.
-    #[must_use]
-    pub fn needs_here(mut self, lacking: fn() -> Option<&'static str>) -> Self {
-        self.lacking = lacking;
         self
     }
 
@@ -303,16 +293,12 @@ fn run_all(tests: Vec<Test>, runtime: Runtime, threads: usize, report: &mut Repo
 /// Tests for other nodes or machines than these are reported as ignored; the others come back.
 fn with_their_nodes(tests: Vec<Test>, nodes: &[Node], report: &mut Report) -> Vec<Test> {
     let systemd = nodes.iter().all(Node::has_systemd);
-    let capable = has_cap_sys_resource();
     let mut able = Vec::new();
     for test in tests {
         let reason = match test.systemd {
             Some(false) if systemd => Some("the nodes have systemd; it is run by `make test`"),
             Some(true) if !systemd => {
                 Some("needs a node with systemd and cgroup v2 alone; it is run by `make test-vm`")
-            }
-            _ if test.capable && !capable => {
-                Some("this machine has no CAP_SYS_RESOURCE; it is run by `make test-vm`")
             }
             _ => None,
         };
@@ -322,11 +308,6 @@ fn with_their_nodes(tests: Vec<Test>, nodes: &[Node], report: &mut Report) -> Ve
         }
     }
     able
-}
-
-fn has_cap_sys_resource() -> bool {
-    rustix::thread::capabilities(None)
-        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE))
 }
 
 /// Makes the tools that the tests need. Those whose tools cannot be had are reported as

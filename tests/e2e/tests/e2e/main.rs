@@ -3,6 +3,7 @@
 //! `cargo test -p cryo-e2e --test e2e [FILTER]`, as root. See `tests/e2e/README.md`.
 #![forbid(unsafe_code)]
 
+mod apparmor;
 mod checkpoint;
 mod compat;
 mod conformance;
@@ -160,6 +161,7 @@ fn main() -> ExitCode {
         test!(systemd::without_systemd_the_option_is_refused)
             .without_systemd()
             .not_on_runc(OWN_HANDLER),
+        test!(apparmor::a_profile_is_kept).needs_here(apparmor::missing),
         test!(debug::the_state_is_told)
             .not_on_runc("the Go shim tells its stacks, and has a socket for Go's profiler"),
         test!(debug::the_option_root_moves_the_state)
@@ -207,6 +209,7 @@ fn main() -> ExitCode {
         test!(restore::on_another_node),
         test!(restore::twice_from_one_checkpoint),
         test!(restore::with_rights_of_all_kinds),
+        test!(restore::of_other_users).needs_here(restore::no_cap_sys_resource),
         test!(restore::with_a_process_that_an_exec_left),
         test!(cri::archive_has_what_the_kubelet_wants),
         test!(cri::checkpointctl_reads_the_archive),

@@ -8,6 +8,8 @@ use cryo_e2e::patience::until;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, FILE_COUNTER, PYTHON, goes_on, heap, numbers};
 use serde_json::{Value, json};
 
+use rustix::thread::CapabilitySet;
+
 use crate::checkpoint::is_checkpoint;
 
 /// A counter that was checkpointed with exit: the container, the folder of the
@@ -359,6 +361,49 @@ pub(crate) async fn with_rights_of_all_kinds(cx: Context) -> anyhow::Result<()> 
             .await
             .with_context(|| format!("{flags:?}"))?;
         goes_on(&before, &output.count_to(3).await?)?;
+        container.kill_and_delete().await?;
+    }
+    Ok(())
+}
+
+/// Why another user's container cannot be checkpointed here: CRIU asks for the limits of each
+/// process.
+pub(crate) fn no_cap_sys_resource() -> Option<&'static str> {
+    let sets = rustix::thread::capabilities(None);
+    let capable = sets.is_ok_and(|s| s.effective.contains(CapabilitySet::SYS_RESOURCE));
+    (!capable).then_some("this machine has no CAP_SYS_RESOURCE; it is run by `make test-vm`")
+}
+
+pub(crate) async fn of_other_users(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    // The first process's user, and one that the container's root gives a child.
+    let child =
+        format!("python3 -c 'import os, time; os.setuid(4321); time.sleep(1000)' & {COUNTER}");
+    let cases: [(&[&str], &str, &str, &[&str]); 2] = [
+        (&["--user", "1000:1001"], BUSYBOX, COUNTER, &["1000"]),
+        (&[], PYTHON, &child, &["0", "4321"]),
+    ];
+    for (flags, image, script, users) in cases {
+        let container = cx
+            .container_with(node, flags, image, &["sh", "-c", script])
+            .await?;
+        let output = container.create().await?;
+        container.start().await?;
+        output.count_to(3).await?;
+        let folder = cx.folder(node, "image")?;
+        let before = freeze(&container, output, &folder).await?;
+        let output = container.create_from(Some(&folder)).await?;
+        container.start().await?;
+        goes_on(&before, &output.count_to(3).await?)?;
+        let mut found = Vec::new();
+        for pid in container.api.pids(&container.id).await? {
+            let status = std::fs::read_to_string(node.host(&format!("/proc/{pid}/status")))?;
+            let uids = status.lines().find_map(|l| l.strip_prefix("Uid:\t"));
+            found.extend(uids.and_then(|u| u.split('\t').next()).map(str::to_owned));
+        }
+        for user in users {
+            ensure!(found.iter().any(|f| f == user), "{user} of {found:?}");
+        }
         container.kill_and_delete().await?;
     }
     Ok(())
