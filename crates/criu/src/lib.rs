@@ -19,6 +19,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod error;
 pub mod log;
 pub mod notify;

@@ -373,7 +373,11 @@ impl Source {
             Self::Annotation => {
                 format!("the annotation {}.cryo/{}", T::SECTION, name.escape_debug())
             }
-            Self::Request => format!("CheckpointOptions.{}", field.unwrap_or(name)),
+            // What has no field comes by its name, as `cryoctl` sends it.
+            Self::Request => match field {
+                Some(field) => format!("CheckpointOptions.{field}"),
+                None => format!("{} option {}", T::SECTION, name.escape_debug()),
+            },
         }
     }
 }

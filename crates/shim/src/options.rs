@@ -40,10 +40,21 @@ pub struct RuntimeOptions {
     pub criu_work_path: String,
     /// Where state is, instead of `/run/cryo`.
     pub root: String,
+    /// Options of a restore, as `NAME=VALUE`. Of a request alone, so of no TOML.
+    #[serde(skip)]
+    pub restore: Vec<String>,
 }
 
 /// The file of a `ConfigPath` is at most this long.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// The field that `containerd.runc.v1.Options` has for us: containerd passes on what it does not
+/// know.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Extension {
+    #[prost(string, repeated, tag = "7601")]
+    cryo: Vec<String>,
+}
 
 /// `runtimeoptions.v1.Options`
 #[derive(Clone, PartialEq, prost::Message)]
@@ -86,9 +97,12 @@ impl RuntimeOptions {
             return Ok(Self::default());
         };
         let options = match any.type_url.rsplit('/').next() {
-            Some("containerd.runc.v1.Options") => oci::Options::parse_from_bytes(&any.value)
-                .map(Self::from)
-                .map_err(|e| bad(&e))?,
+            Some("containerd.runc.v1.Options") => Self {
+                restore: Extension::decode(&*any.value).map_err(|e| bad(&e))?.cryo,
+                ..oci::Options::parse_from_bytes(&any.value)
+                    .map(Self::from)
+                    .map_err(|e| bad(&e))?
+            },
             Some("runtimeoptions.v1.Options") => {
                 let generic = Generic::decode(&*any.value).map_err(|e| bad(&e))?;
                 let body = generic.body()?;
@@ -147,6 +161,7 @@ impl From<oci::Options> for RuntimeOptions {
             systemd_cgroup: options.systemd_cgroup,
             criu_work_path: options.criu_work_path,
             root: options.root,
+            restore: Vec::new(),
         }
     }
 }
@@ -270,6 +285,22 @@ mod tests {
                 .collect();
             assert!(section.contains(&format!("`{name}`")), "{name}");
         }
+    }
+
+    #[test]
+    fn options_of_a_restore_come_beside_those_of_runc() {
+        let mut value = oci::Options::new();
+        value.root = "/r".to_owned();
+        let mut value = value.write_to_bytes().unwrap();
+        let cryo = vec!["tcp-close=true".to_owned(), "auto-dedup=true".to_owned()];
+        value.extend(Extension { cryo: cryo.clone() }.encode_to_vec());
+        let options = RuntimeOptions::parse(Some(&any("containerd.runc.v1.Options", value)));
+        let wanted = RuntimeOptions {
+            root: "/r".to_owned(),
+            restore: cryo,
+            ..RuntimeOptions::default()
+        };
+        assert_eq!(options.unwrap(), wanted);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::shim_async::create_task;
+use cryo_criu::config;
 use cryo_engine::Zygote;
 use cryo_sys::heap;
 
@@ -17,7 +18,7 @@ use crate::debug::{self, DebugSocket};
 use crate::entry::{BoxError, Entry, init_log};
 use crate::events::{self, EventSink, Publisher};
 use crate::serve::{self, Shutdown};
-use crate::task::config;
+
 use crate::task::context::{STATE_ROOT, Shared};
 use crate::task::delete::{self, Ended};
 use crate::task::reaper::Reaper;

@@ -39,6 +39,8 @@ fn to_toml(options: &RuntimeOptions) -> String {
         systemd_cgroup,
         criu_work_path,
         root,
+        // Of a request alone.
+        restore: _,
     } = options;
     let mut table = toml::Table::new();
     for (key, value) in [
@@ -60,7 +62,8 @@ fuzz_target!(|data: &[u8]| {
     let _ = parse("runtimeoptions.v1.Options", data);
     let _ = parse_toml(data);
     for options in [parse("containerd.runc.v1.Options", data), parse_toml(data)] {
-        if let Some(options) = options {
+        if let Some(mut options) = options {
+            options.restore.clear();
             assert_eq!(parse_toml(to_toml(&options).as_bytes()), Some(options));
         }
     }

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cryo_criu::Abort;
 use cryo_engine::spec;
 use cryo_sys::process;
 use oci_spec::runtime::LinuxNamespaceType;
@@ -63,6 +64,7 @@ pub(super) fn spawn(
         oom: None,
         execs: Processes::default(),
         deferred: Vec::new(),
+        give_up: None,
         exit: exit_sender,
         outbox: commands.downgrade(),
         context: Arc::clone(context),
@@ -105,6 +107,8 @@ struct Actor {
     execs: Processes,
     /// What waits for the end of the operation under way.
     deferred: Vec<Command>,
+    /// Gives the checkpoint under way, or the last one, up.
+    give_up: Option<Arc<Abort>>,
     /// From the first process to the removal of the cgroups.
     oom: Option<oom::Watch>,
     exit: watch::Sender<Option<Exit>>,
@@ -134,12 +138,17 @@ impl Actor {
             }
             Command::Pause(_) | Command::Checkpoint(..) => self.execs.any_starting(),
             Command::ResumeDue(_) => self.state.busy().is_some(),
+            // Who resumes a container does not want the checkpoint that holds it any more.
+            Command::Resume(_) => self.state.busy() == Some(Op::Checkpoint),
             _ => false,
         }
     }
 
     fn handle(&mut self, command: Command) -> std::ops::ControlFlow<()> {
         if self.must_wait(&command) {
+            if let (Command::Resume(_), Some(abort)) = (&command, &self.give_up) {
+                abort.trigger();
+            }
             self.deferred.push(command);
             return std::ops::ControlFlow::Continue(());
         }
@@ -356,6 +365,7 @@ impl Actor {
         let for_this = |at: Instant| paused && at.elapsed() < PAUSED_FOR_CHECKPOINT;
         let made_for_it = self.paused_at.is_some_and(for_this);
         let (deadline, client_gone) = (request.deadline, request.client_gone.clone());
+        self.give_up = client_gone.clone();
         // CRIU is a child for a while, and nobody's to sweep.
         let hold = self.context.shared.reaper.hold();
         self.beside(
@@ -572,7 +582,10 @@ impl Actor {
                 self.state.end(result.is_ok());
                 answer(reply, result);
                 self.tell_exit();
-                if abandoned {
+                let asked_to = |c: &Command| matches!(c, Command::Resume(_));
+                if self.deferred.iter().any(asked_to) {
+                    // That comes next.
+                } else if abandoned {
                     self.resume_for_client();
                 } else if let (Some(due), Some(paused_at)) = (resume_due, self.paused_at) {
                     let outbox = self.outbox.clone();

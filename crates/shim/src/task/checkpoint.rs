@@ -17,7 +17,6 @@ use cryo_engine::{mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
 
-use super::config::Config;
 use super::container::CheckpointRequest;
 use super::context::{Context, FREEZE_LIMIT, internal};
 use super::criu::{self, WorkDir};
@@ -43,7 +42,7 @@ pub fn run(
     paused: bool,
     request: &CheckpointRequest,
 ) -> Result<(), TaskError> {
-    let config = Config::load(&context.shared.config)?;
+    let config = criu::config(context)?;
     let criu = criu::find(&config)?;
     let options = settings::of_checkpoint(context, &config, &request.options, &criu)?;
     let seen = preflight(context, pid, &options)?;

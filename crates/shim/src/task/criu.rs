@@ -5,15 +5,25 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cryo_criu::config::{self, Config};
 use cryo_criu::{Cause, Criu, CriuError};
 use cryo_engine::spec::Bind;
 use cryo_engine::{mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 
-use super::config::Config;
 use super::context::Context;
 use super::failures;
 use crate::rpc::{TaskError, with_causes};
+
+/// The node's configuration, as it is now.
+pub(super) fn config(context: &Context) -> Result<Config, TaskError> {
+    Config::load(&context.shared.config).map_err(|error| match &error {
+        config::Error::Unreadable { path, source } => {
+            TaskError::io(format_args!("cannot read {}", path.display()), source)
+        }
+        _ => TaskError::FailedPrecondition(error.to_string()),
+    })
+}
 
 /// The CRIU that the node's configuration names, known to be new enough.
 pub(super) fn find(config: &Config) -> Result<Criu, TaskError> {

@@ -2,7 +2,7 @@
 
 mod actor;
 pub mod checkpoint;
-pub mod config;
+
 pub mod container;
 pub mod context;
 mod criu;

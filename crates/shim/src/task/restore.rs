@@ -12,13 +12,12 @@ use cryo_engine::{Enclosed, HookPhase, Started, mountpoint, spec};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::Pid;
 
-use super::config::Config;
 use super::context::{Context, from_engine, internal};
 use super::criu::{self, WorkDir};
 use super::gate::{self, Gate, Refused};
 use super::hostname::Names;
 use super::settings;
-use super::stdio::{self, ContainerEnds};
+use super::stdio::ContainerEnds;
 use crate::rpc::{TaskError, with_causes};
 
 /// Restores the container from `context.checkpoint` and answers its first
@@ -29,7 +28,7 @@ use crate::rpc::{TaskError, with_causes};
 /// FailedPrecondition when the checkpoint is not whole or does not fit, else
 /// the cause. Then nothing of the container runs, and its cgroups are gone.
 pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError> {
-    let config = Config::load(&context.shared.config)?;
+    let config = criu::config(context)?;
     let criu = criu::find(&config)?;
     let options = settings::of_restore(context, &config, &criu)?;
     let images = open_images(context, options.parents.as_deref())?;
@@ -83,7 +82,7 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     // CRIU makes a terminal anew, in the container's own devpts, and hands us
     // its master.
     if !spec::terminal(&context.spec) {
-        options.inherit_fds.extend(streams(&images, ends)?);
+        options.inherit_fds.extend(streams(&images, ends));
     }
 
     // The pod's, for as long as CRIU may write others there.
@@ -285,7 +284,7 @@ fn network_lock(images: &ImageDir) -> Result<NetworkLockMethod, TaskError> {
 }
 
 /// The new streams under the names of the old ones.
-fn streams(images: &ImageDir, ends: ContainerEnds) -> Result<InheritedFds, TaskError> {
+fn streams(images: &ImageDir, ends: ContainerEnds) -> InheritedFds {
     let mut seen = HashSet::new();
     let mut fds = Vec::new();
     for (key, end) in images.stdio_keys().iter().zip(ends) {
@@ -296,14 +295,13 @@ fn streams(images: &ImageDir, ends: ContainerEnds) -> Result<InheritedFds, TaskE
         else {
             continue;
         };
-        if seen.insert(key.clone()) {
-            let fd = end
-                .map_or_else(stdio::null, Ok)
-                .map_err(|e| TaskError::io("cannot open /dev/null", &e))?;
+        if let Some(fd) = end
+            && seen.insert(key.clone())
+        {
             fds.push((key, fd));
         }
     }
-    Ok(fds)
+    fds
 }
 
 /// A checkpoint that asks for too much is the client's to change; the rest is not.

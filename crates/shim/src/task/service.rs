@@ -249,7 +249,11 @@ impl Service {
             let stdio = Stdio::open_for_terminal(&context.paths, &owner).await?;
             (stdio, [const { None }; 3])
         } else {
-            Stdio::open(&context.paths, &owner).await?
+            let (mut stdio, mut ends) = Stdio::open(&context.paths, &owner).await?;
+            if context.checkpoint.is_some() {
+                ends = stdio.fill(ends, &owner)?;
+            }
+            (stdio, ends)
         };
         if context.checkpoint.is_some() {
             return Container::adopt(Arc::clone(context), stdio, ends, None);

@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use cryo_criu::options::{self, Checkpoint, Layer, Raw, Refused, Restore, Source};
+use cryo_criu::config::Config;
+use cryo_criu::options::{self, Checkpoint, Layer, Raw, Refused, Restore, Source, Table};
 use cryo_criu::{Criu, Probe};
 use cryo_engine::spec;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use prost::Message as _;
 use protobuf::well_known_types::any::Any;
 
-use super::config::Config;
 use super::context::Context;
 use super::criu::from_criu;
 use crate::rpc::TaskError;
@@ -57,7 +57,9 @@ pub(super) fn of_restore(
     config: &Config,
     criu: &Criu,
 ) -> Result<Restore, TaskError> {
-    let layers = [&config.restore, &context.annotations.restore];
+    let mut request = Layer::new(Source::Request);
+    put_all(&mut request, &context.options.restore)?;
+    let layers = [&config.restore, &context.annotations.restore, &request];
     let options = options::resolve(&layers, &probe(criu)?).map_err(unmet)?;
     check_empty_netns(options.empty_netns, &context.spec)?;
     check_lsm(&options, in_use)?;
@@ -134,6 +136,9 @@ pub(super) struct CheckpointOptions {
     pub(super) work_path: String,
     #[prost(string, tag = "10")]
     parent_path: String,
+    /// Our own: `NAME=VALUE` of any option. containerd passes on what it does not know.
+    #[prost(string, repeated, tag = "7601")]
+    cryo: Vec<String>,
 }
 
 impl CheckpointOptions {
@@ -178,8 +183,18 @@ impl CheckpointOptions {
                 put(name, Raw::Text(text))?;
             }
         }
+        put_all(&mut layer, &self.cryo)?;
         Ok(layer)
     }
+}
+
+/// Adds `NAME=VALUE` of a request.
+fn put_all<T: Table>(layer: &mut Layer<T>, given: &[String]) -> Result<(), TaskError> {
+    for option in given {
+        let (name, value) = option.split_once('=').unwrap_or((option, "true"));
+        layer.put(name, Raw::Text(value)).map_err(invalid)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

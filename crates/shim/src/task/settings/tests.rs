@@ -57,6 +57,26 @@ fn every_field_of_the_request_is_heard() {
     );
 }
 
+/// What containerd's message has no field for.
+#[test]
+fn options_come_by_their_names_too() {
+    let send = |cryo: &[&str]| {
+        let sent = CheckpointOptions {
+            cryo: cryo.iter().map(|&o| o.to_owned()).collect(),
+            ..CheckpointOptions::default()
+        };
+        resolved(sent.encode_to_vec())
+    };
+    let got = send(&["tcp-close=true", "ghost-limit=16M", "page-server=[::1]:9"]).unwrap();
+    assert!(got.tcp_close && got.page_server.is_some());
+    assert_eq!(got.ghost_limit_bytes, Some(16 << 20));
+    let text = send(&["tcp-closed"]).unwrap_err();
+    assert!(
+        text.starts_with("checkpoint option tcp-closed: there is no such option"),
+        "{text}"
+    );
+}
+
 #[test]
 fn what_a_request_cannot_mean_is_refused() {
     let mut sent = oci::CheckpointOptions::new();

@@ -8,7 +8,6 @@
 //! Each stream is copied by a task of its own, with pipes that never block: a
 //! reader that is stuck holds nothing but what writes to it.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
@@ -262,6 +261,36 @@ impl Stdio {
         Ok(Some(theirs))
     }
 
+    /// The ends for a container that is restored: pipes where it may have had some. `/dev/null`
+    /// is the node's own, and a process that has that cannot be checkpointed again.
+    ///
+    /// # Errors
+    ///
+    /// When there are no pipes to be had.
+    pub fn fill(
+        &mut self,
+        [stdin, stdout, stderr]: ContainerEnds,
+        owner: &Owner<'_>,
+    ) -> Result<ContainerEnds, TaskError> {
+        let stdin = stdin.map_or_else(logger::nothing, Ok);
+        let stdin = stdin.map_err(|e| no_pipe("stdin", &e))?;
+        let mut nowhere = |end: Option<OwnedFd>, name| {
+            if end.is_some() {
+                return Ok::<_, TaskError>(end);
+            }
+            let failed = |e| no_pipe(name, &e);
+            let (ours, theirs) = new_pipe(owner).map_err(failed)?;
+            let ours = pipe::Receiver::from_owned_fd(ours).map_err(failed)?;
+            let copied = self.note(name, "", &number(Some(&ours)));
+            let task = copy(Source::Pipe(ours), Sink::Null, copied);
+            self.outputs.spawn(task);
+            Ok(Some(theirs))
+        };
+        let stdout = nowhere(stdout, "stdout")?;
+        let stderr = nowhere(stderr, "stderr")?;
+        Ok([Some(stdin), stdout, stderr])
+    }
+
     /// Takes note of a stream; answers its counter.
     fn note(&mut self, name: &'static str, address: &str, fds: &[i32]) -> Arc<AtomicU64> {
         let copied = Arc::default();
@@ -372,21 +401,9 @@ fn new_pipe(owner: &Owner<'_>) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((read, write))
 }
 
-/// `/dev/null`, for a stream of a checkpoint that has no successor.
-///
-/// # Errors
-///
-/// When it cannot be opened.
-pub fn null() -> io::Result<OwnedFd> {
-    Ok(File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?
-        .into())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::{Read as _, Write as _};
     use std::path::Path;
 

@@ -4,14 +4,35 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cryo_criu::options::{Checkpoint, Layer, Raw, Restore, Source, Table};
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
-use crate::rpc::TaskError;
+use crate::options::{Checkpoint, Layer, Raw, Restore, Source, Table};
 
 /// Where the configuration is. Every key is optional, and so is the file.
 pub const PATH: &str = "/etc/cryo/config.toml";
+
+/// Why it cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// It cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It says what it cannot say.
+    #[error("{}: {what}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// The line, the key, and what is wrong with it.
+        what: String,
+    },
+}
 
 /// The node's configuration, read afresh for each operation.
 #[derive(Debug)]
@@ -49,20 +70,22 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// FailedPrecondition when it cannot be read or understood.
-    pub fn load(path: &Path) -> Result<Self, TaskError> {
+    /// [`Error`] when it cannot be read or understood.
+    pub fn load(path: &Path) -> Result<Self, Error> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(e) => {
-                return Err(TaskError::io(
-                    format_args!("cannot read {}", path.display()),
-                    &e,
-                ));
+            Err(source) => {
+                return Err(Error::Unreadable {
+                    path: path.to_owned(),
+                    source,
+                });
             }
         };
-        Self::parse(&text)
-            .map_err(|e| TaskError::FailedPrecondition(format!("{}: {e}", path.display())))
+        Self::parse(&text).map_err(|what| Error::Wrong {
+            path: path.to_owned(),
+            what,
+        })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -94,8 +117,9 @@ fn layer<T: Table>(section: &Section, text: &str) -> Result<Layer<T>, String> {
 
 #[cfg(test)]
 mod tests {
-    use cryo_criu::options::resolve;
-    use cryo_criu::{Probe, Version};
+    #![allow(clippy::unwrap_used)]
+    use crate::options::resolve;
+    use crate::{Probe, Version};
 
     use super::*;
 
