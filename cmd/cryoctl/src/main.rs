@@ -18,11 +18,18 @@
 mod commands;
 mod containerd;
 mod failure;
+mod finding;
 mod images;
+mod interrupt;
 mod newfile;
 mod node;
+mod nodeinfo;
+mod options;
+mod procfs;
 mod progress;
+mod stats;
 mod table;
+mod target;
 mod text;
 mod tree;
 

@@ -1,7 +1,10 @@
 //! Words and numbers for people.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
 
 /// A text from a checkpoint, safe for a terminal: control characters, and those that turn the
 /// direction of writing around, are escaped.
@@ -89,6 +92,43 @@ pub(crate) fn rfc3339(at: SystemTime) -> String {
     format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
 }
 
+/// Rows below a header, in columns as wide as need be. Each cell is made safe for a terminal.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<_>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printable(cell)).collect())
+        .collect();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let mut widths = vec![0; columns];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            // Writing to a string does not fail.
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// JSON for programs, over several lines.
+///
+/// # Errors
+///
+/// When it cannot be written as JSON.
+pub(crate) fn pretty(json: &impl serde::Serialize) -> anyhow::Result<String> {
+    let mut text = serde_json::to_string_pretty(json).context("no JSON")?;
+    text.push('\n');
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +188,13 @@ mod tests {
                 text
             );
         }
+    }
+
+    #[test]
+    fn tables_are_as_wide_as_they_need_be() {
+        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
+        let rows = [row(["ID", "CAUSE"]), row(["a\u{1b}", ""]), row(["b", "x"])];
+        assert_eq!(table(&rows), "ID       CAUSE\na\\u{1b}\nb        x\n");
     }
 
     #[test]

@@ -972,6 +972,17 @@ impl Pod {
         })
     }
 
+    /// A container that somebody else made in this pod; `log` is the name of its log without
+    /// its suffix.
+    pub fn container(&self, id: &str, log: &str) -> PodContainer {
+        PodContainer {
+            node: self.node.clone(),
+            cri: self.cri.clone(),
+            id: id.into(),
+            log: self.node.host(&self.logs).join(format!("{log}.log")),
+        }
+    }
+
     /// Creates and starts a container.
     ///
     /// # Errors

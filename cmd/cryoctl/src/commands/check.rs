@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,8 +12,9 @@ use rustix::process::Pid;
 use serde_json::{Value, json};
 
 use super::Format;
-use crate::containerd;
+use crate::containerd::{Client, Socket, block_on};
 use crate::failure::Failure;
+use crate::text;
 
 /// Nobody waits for this one but who asked.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -44,14 +44,8 @@ pub(super) struct Check {
     #[arg(long, short, default_value = "default")]
     namespace: String,
 
-    /// containerd's socket.
-    #[arg(
-        long,
-        short,
-        value_name = "SOCKET",
-        default_value = "/run/containerd/containerd.sock"
-    )]
-    address: PathBuf,
+    #[command(flatten)]
+    socket: Socket,
 
     /// What the checkpoint will be allowed.
     #[arg(long, value_name = "OPTION", value_enum, value_delimiter = ',')]
@@ -94,7 +88,10 @@ impl Check {
     fn check(&self) -> anyhow::Result<(Report, String)> {
         let (first, all) = match (&self.container, self.pid) {
             (Some(id), _) => {
-                let found = containerd::processes(&self.address, &self.namespace, id)?;
+                let found = block_on(async {
+                    let client = Client::connect(&self.socket.address, &self.namespace).await?;
+                    client.processes(id).await
+                })?;
                 (found.first.cast_signed(), found.all)
             }
             (None, pid) => (pid.unwrap_or_default(), Vec::new()),
@@ -112,12 +109,7 @@ impl Check {
         }
         let text = match self.format {
             Format::Text => render(&report),
-            Format::Json => {
-                let mut text =
-                    serde_json::to_string_pretty(&to_json(&report)).context("no JSON")?;
-                text.push('\n');
-                text
-            }
+            Format::Json => text::pretty(&to_json(&report))?,
         };
         Ok((report, text))
     }
@@ -163,7 +155,7 @@ fn list(text: &mut String, findings: &[Finding]) {
     }
 }
 
-fn to_json(report: &Report) -> Value {
+pub(super) fn to_json(report: &Report) -> Value {
     let list = |findings: &[Finding]| -> Vec<Value> { findings.iter().map(finding).collect() };
     json!({
         "obstacles": list(&report.obstacles),

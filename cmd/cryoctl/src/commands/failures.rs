@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 use cryo_checkpoint::failures::{self, Record};
 use serde_json::json;
 
 use super::Format;
 use crate::failure::Failure;
-use crate::text::printable;
+use crate::text::{self, pretty, printable};
 
 /// Show why checkpoints and restores failed on this node.
 ///
@@ -70,7 +70,7 @@ impl Failures {
         let text = match self.format {
             Format::Json => {
                 let all: Vec<_> = readable.iter().map(|(id, r)| as_json(id, r)).collect();
-                pretty(&all.into())?
+                pretty(&all)?
             }
             Format::Text if readable.is_empty() => {
                 format!("no failures are kept in {}\n", self.dir.display())
@@ -124,7 +124,7 @@ fn short(id: &str) -> &str {
 
 fn table(failures: &[(String, Record)]) -> String {
     let header = ["ID", "TIME", "OPERATION", "NAMESPACE", "CONTAINER", "CAUSE"].map(str::to_owned);
-    let mut rows = vec![header];
+    let mut rows = vec![header.to_vec()];
     for (id, record) in failures {
         // To the second.
         let time = record.time.split('.').next().unwrap_or_default();
@@ -136,23 +136,9 @@ fn table(failures: &[(String, Record)]) -> String {
             &record.container,
             &record.cause,
         ];
-        rows.push(cells.map(|cell| printable(cell).into_owned()));
+        rows.push(cells.map(str::to_owned).to_vec());
     }
-    let mut widths = [0; 6];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        let _ = writeln!(text, "{}", line.trim_end());
-    }
-    text
+    text::table(&rows)
 }
 
 fn all_about(id: &str, record: &Record) -> String {
@@ -197,10 +183,4 @@ fn as_json(id: &str, record: &Record) -> serde_json::Value {
         object.insert("id".to_owned(), id.into());
     }
     json
-}
-
-fn pretty(json: &serde_json::Value) -> Result<String, Failure> {
-    let mut text = serde_json::to_string_pretty(json).context("no JSON")?;
-    text.push('\n');
-    Ok(text)
 }

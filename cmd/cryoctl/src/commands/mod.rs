@@ -2,20 +2,27 @@
 
 mod build;
 mod check;
+mod checkpoint;
 mod completion;
 mod convert;
 mod core;
 mod diff;
+mod doctor;
 mod failures;
 mod inspect;
+mod install;
 mod list;
 mod man;
 mod memparse;
+mod node_info;
 mod plugin;
+mod ps;
 mod pull;
 mod push;
+mod restore;
 mod show;
 mod summary;
+mod verify;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -62,10 +69,18 @@ enum Command {
     Pull(pull::Pull),
     Convert(convert::Convert),
     Check(check::Check),
+    Checkpoint(Box<checkpoint::Checkpoint>),
+    Doctor(doctor::Doctor),
     Failures(failures::Failures),
     Core(core::Core),
     Memparse(memparse::Memparse),
     Plugin(plugin::Plugin),
+    Install(install::Install),
+    NodeInfo(node_info::NodeInfo),
+    Ps(ps::Ps),
+    Restore(Box<restore::Restore>),
+    Uninstall(install::Uninstall),
+    Verify(verify::Verify),
     Completion(completion::Completion),
     Man(man::Man),
 }
@@ -151,15 +166,23 @@ impl Cryoctl {
             Command::Inspect(command) => command.run(),
             Command::Diff(command) => command.run(),
             Command::List(command) => command.run(),
+            Command::Checkpoint(command) => return command.run(),
             Command::Summary(command) => command.run(),
             Command::Build(command) => command.run(),
             Command::Push(command) => command.run(),
             Command::Pull(command) => command.run(),
             Command::Convert(command) => command.run(),
+            Command::Doctor(command) => return command.run(),
             Command::Failures(command) => command.run(),
             Command::Core(command) => command.run(),
             Command::Memparse(command) => command.run(),
             Command::Plugin(command) => command.run(),
+            Command::Install(command) => return command.run(),
+            Command::NodeInfo(command) => command.run(),
+            Command::Uninstall(command) => return command.run(),
+            Command::Verify(command) => return command.run(),
+            Command::Ps(command) => command.run(),
+            Command::Restore(command) => return command.run(),
             Command::Completion(command) => command.run(),
             Command::Man(command) => command.run(),
         }?;

@@ -160,7 +160,9 @@ fn values_are_checked() {
         ("parent-path", Raw::Other("float")),
     ] {
         let text = refusal(Source::Request, name, raw);
-        assert!(text.starts_with("CheckpointOptions."), "{text}");
+        let field = text.starts_with("CheckpointOptions.");
+        let name = text.starts_with(&format!("checkpoint option {name}: "));
+        assert!(field || name, "{text}");
     }
     let text = refusal(Source::Node, "ghost-limit", Raw::Text(&"9".repeat(500)));
     assert!(text.len() < 250, "{text}");

@@ -482,8 +482,13 @@ pub(crate) async fn criu_missing(cx: Context) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn criu_too_old(cx: Context) -> anyhow::Result<()> {
+    let path = old_criu(&cx, cx.a()?)?;
+    other_criu(&cx, &path, &[&path, "3.10"]).await
+}
+
+/// The path of a criu that is too old.
+pub(crate) fn old_criu(cx: &Context, node: &Node) -> anyhow::Result<String> {
     use std::os::unix::fs::PermissionsExt as _;
-    let node = cx.a()?;
     let path = format!("{}/criu", cx.folder(node, "old")?);
     // The real one cannot be made older; this one only answers as criu 3.10 does when it
     // is asked for its version, on the socket of `criu swrk` and on the command line.
@@ -500,7 +505,7 @@ else:
 "#;
     std::fs::write(node.host(&path), script)?;
     std::fs::set_permissions(node.host(&path), std::fs::Permissions::from_mode(0o755))?;
-    other_criu(&cx, &path, &[&path, "3.10"]).await
+    Ok(path)
 }
 
 /// Another criu than the node's, or one that is not there, until this is dropped. cryo has it from

@@ -19,6 +19,7 @@ mod images;
 mod inspect;
 mod kubelet;
 mod lifecycle;
+mod live;
 mod memory;
 mod metrics;
 mod options;
@@ -56,6 +57,9 @@ const NO_OPTIONS: &str =
 /// Why what cryo looks for has no meaning with the Go shim.
 const NO_PREFLIGHT: &str =
     "the Go shim looks for nothing: criu finds it, with the container frozen, or never";
+
+/// Why the live commands are not tried with the Go shim.
+const NO_CRYOCTL: &str = "cryoctl is for containers of cryo, and says so";
 
 /// Why the last event of a container is not waited for with the Go shim.
 const DELETE_EVENT_LOST: &str =
@@ -308,6 +312,26 @@ fn main() -> ExitCode {
         test!(preflight::cryoctl_says_what_it_cannot_check).not_on_runc(NO_PREFLIGHT),
         test!(failures::criu_missing).alone(),
         test!(failures::criu_too_old).alone(),
+        test!(live::a_checkpoint_with_options_goes_on).not_on_runc(NO_CRYOCTL),
+        test!(live::a_pod_by_its_name).not_on_runc(NO_CRYOCTL),
+        test!(live::a_checkpoint_that_asks_for_too_much_is_refused).not_on_runc(NO_CRYOCTL),
+        test!(live::ps_tells_what_is_in_the_way).not_on_runc(NO_CRYOCTL),
+        test!(live::verify_tells_what_is_in_the_way).not_on_runc(NO_CRYOCTL),
+        test!(live::ctrl_c_and_the_deadline_give_it_up)
+            .alone()
+            .not_on_runc(NO_CRYOCTL),
+        test!(live::doctor_finds_what_is_wrong)
+            .alone()
+            .not_on_runc(NO_CRYOCTL),
+        test!(live::installed_used_and_uninstalled)
+            .alone()
+            .not_on_runc(NO_CRYOCTL),
+        test!(failures::criu_missing)
+            .alone()
+            .not_on_runc(NO_CONFIGURATION),
+        test!(failures::criu_too_old)
+            .alone()
+            .not_on_runc(NO_CONFIGURATION),
         test!(failures::criu_killed_in_a_dump).alone(),
         test!(failures::criu_killed_in_a_restore)
             .alone()

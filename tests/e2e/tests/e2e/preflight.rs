@@ -76,7 +76,11 @@ const IN_THE_WAY: &[Row] = &[
 ];
 
 /// Starts the counter with flags of `ctr container create`.
-async fn objects(cx: &Context, node: &Node, flags: &[&str]) -> anyhow::Result<(Container, Output)> {
+pub(crate) async fn objects(
+    cx: &Context,
+    node: &Node,
+    flags: &[&str],
+) -> anyhow::Result<(Container, Output)> {
     let container = cx
         .container_with(node, flags, PYTHON, &["python3", "-c", OBJECTS])
         .await?;
@@ -87,7 +91,7 @@ async fn objects(cx: &Context, node: &Node, flags: &[&str]) -> anyhow::Result<(C
 }
 
 /// Has an object made, in place of the one before; why not, if this machine cannot.
-async fn order(
+pub(crate) async fn order(
     container: &Container,
     output: &Output,
     name: &str,

@@ -1,0 +1,743 @@
+//! cryoctl with running containers: checkpoint, restore, ps, doctor, install.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use cryo_e2e::containerd::State;
+use cryo_e2e::context::{Container, Context};
+use cryo_e2e::cri::ContainerState;
+use cryo_e2e::lab::{Finished, Node, NodeConfig};
+use cryo_e2e::patience::PATIENCE;
+use cryo_e2e::workload::{BUSYBOX, COUNTER, FILE_COUNTER, PYTHON, goes_on, numbers};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::criu;
+use crate::failures::{old_criu, unharmed};
+use crate::preflight::{objects, order};
+
+const CRYOCTL: &str = "/opt/cryo/bin/cryoctl";
+
+/// Runs cryoctl in the node.
+async fn cryoctl(node: &Node, arguments: &[&str]) -> anyhow::Result<Finished> {
+    node.exec(&[&[CRYOCTL], arguments].concat()).await
+}
+
+async fn json(node: &Node, arguments: &[&str]) -> anyhow::Result<(i32, Value)> {
+    let done = cryoctl(node, arguments).await?;
+    let said = serde_json::from_str(&done.stdout)
+        .with_context(|| format!("{arguments:?}: {} {}", done.stdout, done.stderr))?;
+    Ok((done.code, said))
+}
+
+/// Waits until a file of the node has at least `n` numbers.
+async fn count_in(node: &Node, file: &str, n: usize) -> anyhow::Result<Vec<u64>> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let text = std::fs::read_to_string(node.host(file)).unwrap_or_default();
+        let found = numbers(&text);
+        if found.len() >= n {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < end, "{file} has not {n} numbers: {text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn names(node: &Node, folder: &str) -> anyhow::Result<Vec<String>> {
+    let mut names: Vec<_> = std::fs::read_dir(node.host(folder))?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// A counter that talks to itself by TCP.
+const TALKER: &str = "\
+import socket, time
+server = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(server.getsockname())
+peer = server.accept()[0]
+i = 0
+while True:
+    print(i, flush=True)
+    open('/count', 'w').write(str(i))
+    i += 1
+    time.sleep(0.05)
+";
+
+pub(crate) async fn a_checkpoint_with_options_goes_on(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let container = cx
+        .container(node, PYTHON, &["python3", "-c", TALKER])
+        .await?;
+    let output = container.create().await?;
+    container.start().await?;
+    output.count_to(2).await?;
+    let folder = cx.folder(node, "out")?;
+    let archive = format!("{folder}/c.tar");
+
+    // Without the option it is refused, by the shim's own look, and nothing is left.
+    let refused = cryoctl(node, &["checkpoint", &container.id, "-e", &archive]).await?;
+    let text = refused.failure()?;
+    ensure!(text.contains("tcp-established"), "{text}");
+    unharmed(&container, &output).await?;
+    ensure!(
+        names(node, &folder)?.is_empty(),
+        "{:?}",
+        names(node, &folder)?
+    );
+
+    let flags = [
+        "--tcp-close",
+        "--ghost-limit=2M",
+        "--print-stats",
+        "-e",
+        &archive,
+    ];
+    let command = [&["checkpoint", &container.id], &flags[..]].concat();
+    let (code, stats) = json(node, &command).await?;
+    ensure!(code == 0, "{stats}");
+    ensure!(
+        stats["podman_checkpoint_duration"].as_u64() > Some(0),
+        "{stats}"
+    );
+    let one = &stats["container_statistics"][0];
+    ensure!(one["Id"] == container.id.as_str(), "{stats}");
+    ensure!(
+        one["criu_statistics"]["pages_written"].as_u64() > Some(0),
+        "{stats}"
+    );
+    unharmed(&container, &output).await?;
+    ensure!(
+        names(node, &folder)? == ["c.tar"],
+        "{:?}",
+        names(node, &folder)?
+    );
+
+    // Once more to the same place is no way to lose the first.
+    let text = cryoctl(node, &command).await?.failure()?;
+    ensure!(text.contains("there already"), "{text}");
+
+    // With the end of the container, from a file that only the option's value can make.
+    let last = format!("{folder}/last.tar");
+    let command = [
+        "checkpoint",
+        &container.id,
+        "--tcp-close",
+        "--exit",
+        "-e",
+        &last,
+    ];
+    let said = cryoctl(node, &command).await?.success()?;
+    ensure!(said.trim() == last, "{said}");
+    container.wait_for(State::Stopped).await?;
+    container.finish().await?;
+    let before = numbers(&output.complete().await?);
+    let told = cryoctl(node, &["summary", &last]).await?.success()?;
+    ensure!(
+        told.contains(&container.id) && told.contains("rootfs diff"),
+        "{told}"
+    );
+
+    let second = cx.adopt(node, &cx.id("restored"))?;
+    let log = format!("{folder}/log");
+    let flags = ["--tcp-close", "--log", &log, "--print-stats"];
+    let command = [&["restore", &last, "--id", &second.id], &flags[..]].concat();
+    let (code, stats) = json(node, &command).await?;
+    ensure!(code == 0, "{stats}");
+    let criu = &stats["container_statistics"][0]["criu_statistics"];
+    ensure!(criu["pages_restored"].as_u64() > Some(0), "{stats}");
+    goes_on(&before, &count_in(node, &log, 3).await?)?;
+    // What it had changed in its root file system came along.
+    let pid = node
+        .api(cryo_e2e::context::NAMESPACE)?
+        .get(&second.id)
+        .await?
+        .pid;
+    let count = std::fs::read_to_string(format!("/proc/{}/root/proc/{pid}/root/count", node.pid()));
+    ensure!(
+        count?
+            .parse::<u64>()
+            .is_ok_and(|n| n >= before.len() as u64 - 1)
+    );
+
+    // And again: what had no reader is no hindrance.
+    let again = format!("{folder}/again.tar");
+    cryoctl(node, &["checkpoint", &second.id, "--exit", "-e", &again])
+        .await?
+        .success()?;
+    second.finish().await?;
+    let third = cx.adopt(node, &cx.id("third"))?;
+    let unpacked = cx.folder(node, "unpacked")?;
+    node.exec(&["tar", "-xf", &again, "-C", &unpacked])
+        .await?
+        .success()?;
+    cryoctl(node, &["restore", &unpacked, "--id", &third.id])
+        .await?
+        .success()?;
+    third.expect(State::Running).await?;
+    let fourth = cx.adopt(node, &cx.id("fourth"))?;
+    let images = format!("{unpacked}/checkpoint");
+    let alone = ["restore", &images, "--id", &fourth.id];
+    let text = cryoctl(node, &alone).await?.failure()?;
+    ensure!(text.contains("--like"), "{text}");
+    cryoctl(node, &[&alone[..], &["--like", &third.id]].concat())
+        .await?
+        .success()?;
+    fourth.expect(State::Running).await?;
+    let text = cryoctl(node, &["restore", &again, "--id", &third.id])
+        .await?
+        .failure()?;
+    ensure!(text.contains("already"), "{text}");
+    third.expect(State::Running).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_pod_by_its_name(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let pod = cx.pod(node, cx.runtime().handler()).await?;
+    let one = pod.run("one", BUSYBOX, &["sh", "-c", FILE_COUNTER]).await?;
+    let two = pod.run("two", BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    one.count_to(2).await?;
+    two.count_to(2).await?;
+    let (_, all) = json(node, &["ps", "--namespace", "k8s.io", "--format", "json"]).await?;
+    let row = all
+        .as_array()
+        .and_then(|all| all.iter().find(|row| row["id"] == one.id.as_str()))
+        .context("ps does not list the container")?;
+    ensure!(
+        row["pod"]["namespace"] == "e2e" && row["pod"]["container"] == "one",
+        "{row}"
+    );
+    ensure!(
+        row["can_checkpoint"] == true && row["state"] == "running",
+        "{row}"
+    );
+    let name = row["pod"]["name"]
+        .as_str()
+        .context("the pod's name")?
+        .to_owned();
+
+    let folder = cx.folder(node, "out")?;
+    let both = format!("e2e/{name}");
+    let said = cryoctl(node, &["checkpoint", "--pod", &both, "--export", &folder])
+        .await?
+        .success()?;
+    ensure!(said.lines().count() == 2, "{said}");
+    let found = names(node, &folder)?;
+    ensure!(
+        found.len() == 2 && found[0].starts_with(&format!("checkpoint-{name}_e2e-one-")),
+        "{found:?}"
+    );
+    one.count_on(2).await?;
+    two.count_on(2).await?;
+    for bad in [
+        ["--pod", "e2e/no-such-pod"],
+        ["--pod", &format!("other/{name}")],
+        ["no-such-container", "--namespace=k8s.io"],
+    ] {
+        let text = cryoctl(node, &[&["checkpoint"], &bad[..]].concat())
+            .await?
+            .failure()?;
+        ensure!(text.contains("no container"), "{bad:?}: {text}");
+    }
+
+    let archive = format!("{folder}/one.tar");
+    let flags = ["--name", "one", "--exit", "--export", &archive];
+    cryoctl(
+        node,
+        &[&["checkpoint", "--pod", &name], &flags[..]].concat(),
+    )
+    .await?
+    .success()?;
+    one.wait_for(ContainerState::Exited).await?;
+    let before = one.numbers();
+    two.count_on(2).await?;
+    // As the reference reads it.
+    let shown = node
+        .exec(&["checkpointctl", "show", &archive])
+        .await?
+        .success()?;
+    ensure!(
+        shown.contains("one") && shown.contains("containerd"),
+        "{shown}"
+    );
+
+    let text = cryoctl(node, &["restore", &archive, "--id", "x"])
+        .await?
+        .failure()?;
+    ensure!(text.contains("--pod"), "{text}");
+    let other = cx.pod(node, cx.runtime().handler()).await?;
+    let id = cryoctl(
+        node,
+        &["restore", &archive, "--pod", &other.id, "--tcp-close"],
+    )
+    .await?
+    .success()?;
+    let restored = other.container(id.trim(), "one");
+    // containerd gives it the old log, and the rest goes behind it.
+    let all = restored.count_to(before.len() + 3).await?;
+    goes_on(&before, &all[before.len()..])?;
+    let text = cryoctl(
+        node,
+        &["restore", &archive, "--pod", &other.id, "--auto-dedup"],
+    )
+    .await?
+    .failure()?;
+    ensure!(text.contains("/etc/cryo/config.toml"), "{text}");
+    Ok(())
+}
+
+pub(crate) async fn a_checkpoint_that_asks_for_too_much_is_refused(
+    cx: Context,
+) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let folder = cx.folder(node, "out")?;
+    let share = format!("type=bind,src={folder},dst=/share,options=rbind:rw");
+    let flags = ["--cap-add", "CAP_SYS_TIME", "--mount", &share];
+    let container = cx
+        .container_with(node, &flags, BUSYBOX, &["sh", "-c", COUNTER])
+        .await?;
+    let output = container.create().await?;
+    container.start().await?;
+    output.count_to(2).await?;
+    let archive = format!("{folder}/c.tar");
+    cryoctl(node, &["checkpoint", &container.id, "-e", &archive])
+        .await?
+        .success()?;
+    let copy = cx.adopt(node, &cx.id("copy"))?;
+    let command = ["restore", &archive, "--id", &copy.id];
+    let text = cryoctl(node, &command).await?.failure()?;
+    for word in [&*folder, "CAP_SYS_TIME", "--trust", "--like"] {
+        ensure!(text.contains(word), "{word}: {text}");
+    }
+    let api = node.api(cryo_e2e::context::NAMESPACE)?;
+    ensure!(api.container(&copy.id).await.is_err(), "something was made");
+    cryoctl(node, &[&command[..], &["--trust"]].concat())
+        .await?
+        .success()?;
+    copy.expect(State::Running).await?;
+
+    // What is cut short makes nothing.
+    let cut = format!("{folder}/cut.tar");
+    let whole = std::fs::read(node.host(&archive))?;
+    std::fs::write(node.host(&cut), &whole[..whole.len() / 2])?;
+    let third = cx.id("third");
+    let text = cryoctl(node, &["restore", &cut, "--id", &third])
+        .await?
+        .failure()?;
+    ensure!(text.contains("cut.tar"), "{text}");
+    ensure!(api.container(&third).await.is_err(), "something was made");
+    // An image that is not here.
+    let flags = ["--image", "localhost:5000/none:1", "--trust"];
+    let command = [&["restore", &archive, "--id", &third], &flags[..]].concat();
+    let text = cryoctl(node, &command).await?.failure()?;
+    ensure!(text.contains("images pull"), "{text}");
+    ensure!(api.container(&third).await.is_err(), "something was made");
+    Ok(())
+}
+
+pub(crate) async fn ps_tells_what_is_in_the_way(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = objects(&cx, node, &[]).await?;
+    let ps = async || -> anyhow::Result<(Value, String)> {
+        let (code, all) = json(node, &["ps", "--namespace", "default", "--format", "json"]).await?;
+        ensure!(code == 0, "{all}");
+        let row = all.as_array().into_iter().flatten();
+        let mut row = row.filter(|row| row["id"] == container.id.as_str());
+        let row = row.next().context("ps does not list it")?.clone();
+        let text = cryoctl(node, &["ps", "--namespace", "default"])
+            .await?
+            .success()?;
+        let line = text.lines().find(|line| line.contains(&container.id));
+        Ok((row, line.context("ps does not list it")?.to_owned()))
+    };
+    let (row, line) = ps().await?;
+    ensure!(
+        row["can_checkpoint"] == true && line.ends_with(" yes"),
+        "{row} {line}"
+    );
+    ensure!(row["processes"].as_u64() >= Some(1), "{row}");
+    ensure!(row["memory_bytes"].as_u64() > Some(1 << 20), "{row}");
+    if let Err(why) = order(&container, &output, "flock").await? {
+        anyhow::bail!("this machine has no file locks: {why}");
+    }
+    let (row, line) = ps().await?;
+    ensure!(row["can_checkpoint"] == false, "{row}");
+    let obstacle = &row["findings"]["obstacles"][0];
+    ensure!(
+        obstacle["problem"] == "file-lock" && obstacle["option"] == "file-locks",
+        "{row}"
+    );
+    ensure!(line.ends_with("file-lock"), "{line}");
+    container.api.pause(&container.id).await?;
+    let (row, _) = ps().await?;
+    ensure!(row["state"] == "paused", "{row}");
+    container.api.resume(&container.id).await?;
+    // What another shim runs is none of ours.
+    let text = cryoctl(node, &["ps", "--address", "/nonexistent.sock"])
+        .await?
+        .failure()?;
+    ensure!(text.contains("/nonexistent.sock"), "{text}");
+    Ok(())
+}
+
+/// Starts a checkpoint to `c.tar` in this folder and holds its criu up.
+async fn held_up(
+    container: &Container,
+    folder: &str,
+    flags: &[&str],
+) -> anyhow::Result<(Pid, tokio::task::JoinHandle<anyhow::Result<Finished>>)> {
+    let archive = format!("{folder}/c.tar");
+    let command = [&["checkpoint", &container.id, "-e", &archive], flags].concat();
+    let command: Vec<String> = command.into_iter().map(str::to_owned).collect();
+    let node = container.node.clone();
+    let client = tokio::spawn(async move {
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        cryoctl(&node, &command).await
+    });
+    let end = Instant::now() + PATIENCE;
+    let work = loop {
+        if let Some(work) = names(&container.node, folder)?.pop() {
+            break work;
+        }
+        ensure!(Instant::now() < end, "cryoctl does not begin");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    let images = format!("{folder}/{work}/checkpoint");
+    Ok((criu::hold_dump(container, &images).await?, client))
+}
+
+pub(crate) async fn ctrl_c_and_the_deadline_give_it_up(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let folder = cx.folder(node, "out")?;
+    for (flags, signal) in [
+        (["--leave-running", "--deadline=60"], Some(Signal::INT)),
+        (["--exit", "--deadline=60"], Some(Signal::TERM)),
+        (["--exit", "--deadline=2"], None),
+    ] {
+        let (criu, client) = held_up(&container, &folder, &flags).await?;
+        let wanted = match signal {
+            Some(signal) => {
+                for pid in node.processes("cryoctl") {
+                    let pid = Pid::from_raw(pid.cast_signed()).context("cryoctl's pid")?;
+                    kill_process(pid, signal)?;
+                }
+                (130, "interrupted")
+            }
+            None => {
+                // Counted by the shim from before criu ran.
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                (1, "--deadline")
+            }
+        };
+        // What is to end the container must not be let go before it is given up, which nothing
+        // shows: the shim ends a criu that does not listen.
+        if !(flags.contains(&"--exit") && signal.is_some()) {
+            criu::let_go(criu)?;
+        }
+        let done = client.await??;
+        ensure!(
+            done.code == wanted.0 && done.stderr.contains(wanted.1),
+            "{flags:?}: {done:?}"
+        );
+        ensure!(done.stdout.is_empty(), "{done:?}");
+        container.wait_for(State::Running).await?;
+        unharmed(&container, &output).await?;
+        ensure!(
+            names(node, &folder)?.is_empty(),
+            "{:?}",
+            names(node, &folder)?
+        );
+    }
+    let archive = format!("{folder}/c.tar");
+    cryoctl(node, &["checkpoint", &container.id, "-e", &archive])
+        .await?
+        .success()?;
+    unharmed(&container, &output).await?;
+    // A pause that was there before stays.
+    container.api.pause(&container.id).await?;
+    let second = format!("{folder}/d.tar");
+    cryoctl(node, &["checkpoint", &container.id, "-e", &second])
+        .await?
+        .success()?;
+    container.expect(State::Paused).await?;
+    container.api.resume(&container.id).await?;
+    unharmed(&container, &output).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// What doctor says of one thing: its severity and its remedy.
+async fn diagnosis(
+    node: &Node,
+    flags: &[&str],
+    name: &str,
+) -> anyhow::Result<(i32, String, String)> {
+    let command = [&["doctor", "--format", "json"], flags].concat();
+    let (code, said) = json(node, &command).await?;
+    ensure!((code == 0) == (said["healthy"] == true), "{code}: {said}");
+    let all = said["findings"].as_array().context("no findings")?;
+    let mut found = all.iter().filter(|finding| finding["name"] == name);
+    let finding = found.next().with_context(|| format!("no {name}: {said}"))?;
+    let text = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    Ok((
+        code,
+        text("severity"),
+        format!("{} {}", text("text"), text("remedy")),
+    ))
+}
+
+pub(crate) async fn doctor_finds_what_is_wrong(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    for name in [
+        "criu",
+        "criu-check",
+        "containerd",
+        "runtime",
+        "shim",
+        "cri-checkpoint",
+    ] {
+        let (code, severity, text) = diagnosis(node, &[], name).await?;
+        ensure!(code == 0 && severity == "ok", "{name}: {severity} {text}");
+    }
+    let old = old_criu(&cx, node)?;
+    for (path, words) in [("/nonexistent/criu", "/nonexistent/criu"), (&*old, "3.10")] {
+        let _other = NodeConfig::set(node, &format!("[criu]\npath = \"{path}\"\n"))?;
+        let (code, severity, text) = diagnosis(node, &[], "criu").await?;
+        ensure!(code == 1 && severity == "error", "{severity} {text}");
+        ensure!(
+            text.contains(words) && text.contains("install criu"),
+            "{text}"
+        );
+    }
+    {
+        let _wrong = NodeConfig::set(node, "[checkpoint]\ntcp-closed = true\n")?;
+        let (code, severity, text) = diagnosis(node, &[], "config").await?;
+        ensure!(
+            code == 1 && severity == "error" && text.contains("line 2"),
+            "{text}"
+        );
+    }
+    node.stop_containerd(false).await?;
+    let down = diagnosis(node, &[], "containerd").await;
+    node.start_containerd().await?;
+    let (code, severity, text) = down?;
+    ensure!(
+        code == 1 && severity == "error" && text.contains("start containerd"),
+        "{text}"
+    );
+    let table = cryoctl(node, &["doctor"]).await?.success()?;
+    ensure!(table.ends_with("warnings\n"), "{table}");
+
+    let (code, info) = json(node, &["node-info"]).await?;
+    ensure!(code == 0 && info["node_info_version"] == 1, "{info}");
+    ensure!(
+        info["criu"]["version"]
+            .as_str()
+            .is_some_and(|v| v.starts_with('4')),
+        "{info}"
+    );
+    ensure!(info["containerd"]["runtimes"]["cryo"].is_object(), "{info}");
+    Ok(())
+}
+
+pub(crate) async fn installed_used_and_uninstalled(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let main = node.host("/etc/containerd/config.toml");
+    let drop_in = node.host("/etc/containerd/conf.d/cryo.toml");
+    let before = std::fs::read_to_string(&main)?;
+    // It imports nothing yet, and is not ours to change unasked.
+    let install = ["install", "--handler", "cryo-e2e", "--way", "both"];
+    let text = cryoctl(node, &install).await?.failure()?;
+    ensure!(text.contains("--add-import"), "{text}");
+    let install = [&install[..], &["--add-import"]].concat();
+    let dry = cryoctl(node, &[&install[..], &["--dry-run"]].concat())
+        .await?
+        .success()?;
+    ensure!(
+        dry.contains("+imports = ") && dry.contains("+  runtime_path = "),
+        "{dry}"
+    );
+    ensure!(!drop_in.exists() && std::fs::read_to_string(&main)? == before);
+
+    let class = format!("{}/class.yaml", cx.folder(node, "out")?);
+    let said = cryoctl(node, &[&install[..], &["--runtime-class", &class]].concat()).await?;
+    let said = said.success()?;
+    ensure!(
+        said.contains("written: /etc/containerd/conf.d/cryo.toml"),
+        "{said}"
+    );
+    let class = std::fs::read_to_string(node.host(&class))?;
+    ensure!(class.contains("handler: cryo-e2e"), "{class}");
+    let again = cryoctl(node, &install).await?.success()?;
+    let mut lines = again.lines();
+    ensure!(lines.all(|line| line.starts_with("unchanged: ")), "{again}");
+    node.restart_containerd(false).await?;
+    let used = used(&cx, node).await;
+    let gone = cryoctl(node, &["uninstall"]).await?;
+    node.restart_containerd(false).await?;
+    used?;
+    gone.success()?;
+    ensure!(std::fs::read_to_string(&main)? == before, "not as it was");
+    ensure!(!drop_in.exists(), "the drop-in is there still");
+    ensure!(
+        !node.host("/etc/cryo/config.toml").exists(),
+        "so is the configuration"
+    );
+    // Of restores of tests before this one, which is alone.
+    let kept = names(node, "/var/lib/cryo").unwrap_or_default();
+    ensure!(
+        kept.iter().all(|name| !name.starts_with("restore-")),
+        "{kept:?}"
+    );
+    nothing_foreign_is_touched(&cx, node).await
+}
+
+/// Pods run by both handlers, and hold `uninstall` up.
+async fn used(cx: &Context, node: &Node) -> anyhow::Result<()> {
+    for handler in ["cryo-e2e", "cryo-e2e-own"] {
+        let pod = cx.pod(node, handler).await?;
+        let container = pod.run("c", BUSYBOX, &["sh", "-c", COUNTER]).await?;
+        container.count_to(2).await?;
+        let (code, _, text) = diagnosis(node, &[], "runtime").await?;
+        ensure!(code == 0 && text.contains("cryo"), "{text}");
+        let text = cryoctl(node, &["uninstall"]).await?.failure()?;
+        ensure!(text.contains("shims of cryo run"), "{text}");
+    }
+    cx.clean_up().await
+}
+
+/// Of configurations in a folder of our own, of both versions.
+async fn nothing_foreign_is_touched(cx: &Context, node: &Node) -> anyhow::Result<()> {
+    let folder = cx.folder(node, "etc")?;
+    let (main, drop_in) = (
+        format!("{folder}/main.toml"),
+        format!("{folder}/conf.d/cryo.toml"),
+    );
+    let config = format!("{folder}/cryo.toml");
+    let paths = [
+        "--containerd-config",
+        &main,
+        "--drop-in",
+        &drop_in,
+        "--config",
+        &config,
+    ];
+    let install = [&["install"], &paths[..]].concat();
+    for version in [2, 3] {
+        let imports = format!("version = {version}\nimports = [\"{folder}/conf.d/*.toml\"]\n");
+        std::fs::write(node.host(&main), &imports)?;
+        cryoctl(node, &install).await?.success()?;
+        let text = std::fs::read_to_string(node.host(&drop_in))?;
+        ensure!(text.contains(&format!("version = {version}")), "{text}");
+        let uninstall = [&["uninstall", "--force"], &paths[..]].concat();
+        cryoctl(node, &uninstall).await?.success()?;
+        ensure!(std::fs::read_to_string(node.host(&main))? == imports);
+        ensure!(!node.host(&drop_in).exists() && !node.host(&config).exists());
+    }
+    // Another file says something else of the handler: all is as it was.
+    let other = format!("{folder}/conf.d/zzz.toml");
+    let table = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.cryo]";
+    std::fs::write(
+        node.host(&other),
+        format!("version = 3\n{table}\nruntime_type = 'x.y.z'\n"),
+    )?;
+    let text = cryoctl(node, &install).await?.failure()?;
+    ensure!(text.contains("all is as it was"), "{text}");
+    ensure!(!node.host(&drop_in).exists() && !node.host(&config).exists());
+    // A drop-in of somebody else's.
+    std::fs::remove_file(node.host(&other))?;
+    std::fs::write(node.host(&drop_in), "version = 3\n")?;
+    let text = cryoctl(node, &install).await?.failure()?;
+    ensure!(text.contains("is not of `cryoctl install`"), "{text}");
+    ensure!(std::fs::read_to_string(node.host(&drop_in))? == "version = 3\n");
+    ensure!(!Path::new(&node.host(&config)).exists());
+    Ok(())
+}
+
+pub(crate) async fn verify_tells_what_is_in_the_way(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let folder = cx.folder(node, "out")?;
+    let archive = format!("{folder}/c.tar");
+    cryoctl(node, &["checkpoint", &container.id, "-e", &archive])
+        .await?
+        .success()?;
+    container.kill_and_delete().await?;
+    let verify = async |path: &str, flags: &[&str]| -> anyhow::Result<(i32, Value)> {
+        let command = [&["verify", path, "--format", "json"], flags].concat();
+        let (code, said) = json(node, &command).await?;
+        ensure!(
+            (code == 0) == (said["restorable"] == true),
+            "{code}: {said}"
+        );
+        Ok((code, said))
+    };
+    let finding = |said: &Value, name: &str| -> anyhow::Result<Value> {
+        let mut all = said["findings"].as_array().into_iter().flatten();
+        let found = all.find(|finding| finding["name"] == name && finding["severity"] != "ok");
+        found.cloned().with_context(|| format!("no {name}: {said}"))
+    };
+    let (code, said) = verify(&archive, &[]).await?;
+    ensure!(code == 0, "{said}");
+
+    // Other nodes.
+    let (_, mut info) = json(node, &["node-info"]).await?;
+    let other = format!("{folder}/other.json");
+    let save = |info: &Value| std::fs::write(node.host(&other), info.to_string());
+    info["hostname"] = "elsewhere".into();
+    let features = info["cpu"]["features"]
+        .as_array_mut()
+        .context("no features")?;
+    features.push("avx1024".into());
+    save(&info)?;
+    let (code, said) = verify(&archive, &["--origin", &other]).await?;
+    let text = finding(&said, "processor-origin")?["text"].to_string();
+    ensure!(code == 0 && text.contains("avx1024"), "{said}");
+    info["architecture"] = "aarch64".into();
+    info["criu"] = Value::Null;
+    save(&info)?;
+    let (code, said) = verify(&archive, &["--node", &other]).await?;
+    ensure!(code == 1 && said["node"] == "elsewhere", "{said}");
+    finding(&said, "architecture")?;
+    finding(&said, "criu")?;
+
+    // Damaged ones, each in its own way.
+    let unpacked = cx.folder(node, "unpacked")?;
+    let images = format!("{unpacked}/checkpoint");
+    node.exec(&["tar", "-xf", &archive, "-C", &unpacked])
+        .await?
+        .success()?;
+    let (code, said) = verify(&unpacked, &[]).await?;
+    ensure!(code == 0, "{said}");
+    let pages = node.host(&format!("{images}/pages-1.img"));
+    let length = std::fs::metadata(&pages)?.len();
+    std::fs::File::options()
+        .write(true)
+        .open(&pages)?
+        .set_len(length - 4096)?;
+    let (code, said) = verify(&unpacked, &[]).await?;
+    let text = finding(&said, "integrity")?["text"].to_string();
+    ensure!(code == 1 && text.contains("pages-1.img"), "{said}");
+    std::fs::remove_file(&pages)?;
+    let (code, said) = verify(&images, &[]).await?;
+    let text = finding(&said, "completeness")?["text"].to_string();
+    ensure!(code == 1 && text.contains("pages-1.img"), "{said}");
+    let files = node.host(&format!("{images}/files.img"));
+    let mut bytes = std::fs::read(&files)?;
+    bytes.truncate(bytes.len() - 3);
+    std::fs::write(&files, bytes)?;
+    let (code, said) = verify(&images, &[]).await?;
+    let text = finding(&said, "integrity")?["text"].to_string();
+    ensure!(code == 1 && text.contains("files.img"), "{said}");
+    let text = cryoctl(node, &["verify", &other]).await?.failure()?;
+    ensure!(text.contains("not a tar archive"), "{text}");
+    Ok(())
+}
