@@ -257,7 +257,12 @@ fn a_dump_with_every_option() {
 
 #[test]
 fn a_restore_with_every_option() {
-    let texts = [("lsm-profile", "apparmor:p"), ("lsm-mount-context", "c")];
+    let texts = [
+        ("lsm-profile", "apparmor:p"),
+        ("lsm-mount-context", "c"),
+        // Of the shim's own look, not of the request.
+        ("parents", "/var/lib/parents"),
+    ];
     let options: Restore = all_options(&texts);
     let restore = options.apply(RestoreOptions::new(fd(), "/work"));
     let images = restore.images.as_raw_fd();
