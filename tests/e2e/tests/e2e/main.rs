@@ -326,12 +326,6 @@ fn main() -> ExitCode {
         test!(live::installed_used_and_uninstalled)
             .alone()
             .not_on_runc(NO_CRYOCTL),
-        test!(failures::criu_missing)
-            .alone()
-            .not_on_runc(NO_CONFIGURATION),
-        test!(failures::criu_too_old)
-            .alone()
-            .not_on_runc(NO_CONFIGURATION),
         test!(failures::criu_killed_in_a_dump).alone(),
         test!(failures::criu_killed_in_a_restore)
             .alone()
