@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use cryo_checkpoint::{memory, source};
 
 use crate::commands::Dialect;
-use crate::text::printable;
+use crate::text::{printable, with_causes};
 
 /// Why a command ended early.
 #[derive(Debug)]
@@ -35,13 +35,13 @@ impl Failure {
             return ExitCode::SUCCESS;
         }
         let mut stderr = io::stderr().lock();
+        let text = with_causes(&self.error);
         if dialect == Dialect::Checkpointctl {
-            let line = format!("{:#}", self.error);
-            let _ = writeln!(stderr, "Error: {}", printable(&line));
+            let _ = writeln!(stderr, "Error: {}", printable(&text));
             return ExitCode::from(1);
         }
         // Nowhere is left to say that this failed.
-        let _ = writeln!(stderr, "error: {}", printable(&format!("{:#}", self.error)));
+        let _ = writeln!(stderr, "error: {}", printable(&text));
         if let Some(hint) = self.hint {
             let _ = writeln!(stderr, "hint: {hint}");
         }

@@ -27,6 +27,20 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
+/// An error with its causes on one line, each said once: some carry theirs in their text already.
+pub(crate) fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let next = cause.to_string();
+        if text.is_empty() {
+            text = next;
+        } else if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+    }
+    text
+}
+
 /// Bytes as checkpointctl prints them: one decimal, binary units up to TiB.
 pub(crate) fn bytes(count: u64) -> String {
     const KIB: f64 = 1024.0;
@@ -132,6 +146,15 @@ pub(crate) fn pretty(json: &impl serde::Serialize) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let missing = || std::io::Error::other("no such file");
+        let error = anyhow::Error::from(missing()).context("transport: no such file");
+        assert_eq!(with_causes(&error), "transport: no such file");
+        let error = anyhow::Error::from(missing()).context("cannot connect");
+        assert_eq!(with_causes(&error), "cannot connect: no such file");
+    }
 
     #[test]
     fn sizes_and_times() {

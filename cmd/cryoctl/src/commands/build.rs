@@ -22,7 +22,7 @@ use crate::progress::ProgressArgs;
 /// Longest beginning of CRIU's log that is looked at.
 const MAX_LOG_BYTES: u64 = 16 << 10;
 
-/// Make an image of a checkpoint, for engines to restore from and registries to keep.
+/// Make an image of a checkpoint, for engines to restore from and registries to keep
 ///
 /// The image has one layer with the files of the checkpoint, and the annotations by which
 /// containerd, CRI-O and Podman know a checkpoint, in its index and its manifest. The same

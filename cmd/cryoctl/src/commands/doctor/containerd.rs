@@ -10,6 +10,7 @@ use crate::containerd::cri::{Cri, OWN_NAME, Runtime};
 use crate::containerd::{Client, Socket, block_on};
 use crate::finding::Finding;
 use crate::procfs;
+use crate::text::with_causes;
 
 /// What it told.
 struct Told {
@@ -30,7 +31,7 @@ pub(super) fn look(socket: &Socket, all: &mut Vec<Finding>) {
         Err(error) => {
             return all.push(Finding::error(
                 "containerd",
-                format!("{error:#}"),
+                with_causes(&error),
                 "start containerd, or name its socket with --address; this may need root",
             ));
         }
@@ -45,7 +46,7 @@ pub(super) fn look(socket: &Socket, all: &mut Vec<Finding>) {
         )),
         Err(error) => all.push(Finding::warning(
             "cri",
-            format!("{error:#}"),
+            with_causes(error),
             "look into containerd's log",
         )),
     }
