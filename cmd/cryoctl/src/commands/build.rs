@@ -35,6 +35,10 @@ const MAX_LOG_BYTES: u64 = 16 << 10;
 ///   docker://REGISTRY/NAME:TAG   an image in a registry
 ///   oci:DIR[:TAG]                an OCI image layout
 ///   oci-archive:FILE[:TAG]       the same as a tar archive, as 'podman load' takes it
+#[expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "this is a help: `[:TAG]` is what may be left out"
+)]
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_help = super::EXIT_CODES)]
 pub(super) struct Build {

@@ -12,6 +12,10 @@ use crate::progress::ProgressArgs;
 ///
 /// All of it is verified by its digests. A connection that breaks is made anew for what is left;
 /// what an earlier pull left unfinished in a layout or in containerd's store is completed.
+#[expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "this is a help: `[:TAG]` is what may be left out"
+)]
 #[derive(Debug, Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub(super) struct Pull {

@@ -15,6 +15,10 @@ use crate::progress::ProgressArgs;
 ///
 /// IMAGE is NAME or containerd:NAME in containerd's store, oci:DIR[:TAG] or
 /// oci-archive:FILE[:TAG].
+#[expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "this is a help: `[:TAG]` is what may be left out"
+)]
 #[derive(Debug, Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub(super) struct Push {

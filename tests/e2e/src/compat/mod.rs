@@ -4,7 +4,7 @@
 //! A case is a Python program (`programs/`, with `driver.py` in front) and the spec it runs under
 //! (`cases.rs`). Each generator of the program is a row: an object, and what is looked at after the
 //! restore. A row that is not kept with cryo needs its reason in the case. `docs/compatibility.md`
-//! is [`page`] of a run with cryo and one with the peer.
+//! is [`page()`] of a run with cryo and one with the peer.
 
 mod cases;
 mod page;
