@@ -97,7 +97,8 @@ pub(crate) async fn shared_memory_is_the_pods(cx: Context) -> anyhow::Result<()>
 
 /// CRI's pid modes `POD` 0, `CONTAINER` 1, `NODE` 2.
 pub(crate) async fn own_cgroups_are_seen_in_each_pid_mode(cx: Context) -> anyhow::Result<()> {
-    let crictl = Crictl::new(&cx, cx.a()?);
+    let node = cx.a()?;
+    let crictl = Crictl::new(&cx, node);
     for (mode, processes) in [(0, 2), (1, 1), (2, 3)] {
         let namespaces = json!({ "linux": { "security_context": {
             "namespace_options": { "pid": mode },
@@ -127,6 +128,7 @@ pub(crate) async fn own_cgroups_are_seen_in_each_pid_mode(cx: Context) -> anyhow
         let wanted = match mode {
             0 => "/pause",
             1 => "sleep",
+            _ if node.has_systemd() => "/usr/lib/systemd/systemd",
             _ => "/usr/bin/tini",
         };
         ensure!(first.starts_with(wanted), "pid mode {mode}: {seen}");
@@ -146,7 +148,9 @@ pub(crate) async fn cgroups_made_by_a_container_go_with_it(cx: Context) -> anyho
     let id = pod
         .start("app", BUSYBOX, &["sleep", "1000"], privileged)
         .await?;
-    let script = "cd /sys/fs/cgroup; [ ! -d memory ] || cd memory; mkdir -p own/below; \
+    // On v2 the privileged see all of the node's cgroups.
+    let script = "cd /sys/fs/cgroup; if [ -d memory ]; then cd memory; \
+        else cd \".$(sed -n s/^0:://p /proc/self/cgroup)\"; fi; mkdir -p own/below; \
         sleep 1000 >/dev/null 2>&1 & echo $! >own/below/cgroup.procs";
     check(&crictl, &id, "", &[(true, script)]).await?;
     crictl.output(&["rm", "--force", &id]).await?;
