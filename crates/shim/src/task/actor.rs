@@ -107,7 +107,7 @@ struct Actor {
     execs: Processes,
     /// What waits for the end of the operation under way.
     deferred: Vec<Command>,
-    /// Gives the checkpoint under way, or the last one, up.
+    /// Gives the checkpoint under way up.
     give_up: Option<Arc<Abort>>,
     /// From the first process to the removal of the cgroups.
     oom: Option<oom::Watch>,
@@ -580,6 +580,8 @@ impl Actor {
                     events::checkpointed(sink, self.context.id(), &path.to_string_lossy());
                 }
                 self.state.end(result.is_ok());
+                // It holds a descriptor.
+                self.give_up = None;
                 answer(reply, result);
                 self.tell_exit();
                 let asked_to = |c: &Command| matches!(c, Command::Resume(_));
