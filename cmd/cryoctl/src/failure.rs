@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use cryo_checkpoint::{memory, source};
 
 use crate::commands::Dialect;
+use crate::interrupt::{self, Interrupted};
 use crate::text::{printable, with_causes};
 
 /// Why a command ended early.
@@ -75,10 +76,11 @@ impl From<io::Error> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
+        let interrupted = error.downcast_ref::<Interrupted>().is_some();
         Self {
             error,
             hint: None,
-            code: 1,
+            code: if interrupted { interrupt::EXIT_CODE } else { 1 },
         }
     }
 }

@@ -15,7 +15,7 @@ use cryo_criu::options;
 
 use crate::containerd::block_on;
 use crate::failure::Failure;
-use crate::interrupt::{self, Interrupt, Interrupted};
+use crate::interrupt::Interrupt;
 use crate::options::Flags;
 use crate::progress::ProgressArgs;
 use crate::stats::{self, Checkpointed};
@@ -89,16 +89,9 @@ Exit codes:
 
 impl Checkpoint {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        match block_on(self.make()) {
-            Ok(text) => {
-                io::stdout().write_all(text.as_bytes())?;
-                Ok(ExitCode::SUCCESS)
-            }
-            Err(error) if error.downcast_ref::<Interrupted>().is_some() => {
-                Err(Failure::from(error).code(interrupt::EXIT_CODE))
-            }
-            Err(error) => Err(error.into()),
-        }
+        let text = block_on(self.make())?;
+        io::stdout().write_all(text.as_bytes())?;
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Does it; what to print.
