@@ -255,7 +255,7 @@ impl Table for Checkpoint {
             default: "false",
             since: criu(0, 3),
             needs: None,
-            meaning: "Accept what a restored process silently is without: open files, directories and namespaces of single threads. [checkpointability.md](checkpointability.md) has them.",
+            meaning: "Accept what a restored process silently is without: open files, directories and namespaces of single threads, semaphores of eventfds. [checkpointability.md](checkpointability.md) has them.",
         },
         Opt {
             name: "manage-cgroups",

@@ -92,6 +92,11 @@ pub(super) fn anonymous(name: &str) -> Option<Problem> {
     })
 }
 
+/// Judges an eventfd.
+pub(super) fn eventfd(info: FdInfo) -> Option<Problem> {
+    info.semaphore.then_some(Problem::SemaphoreEventfd)
+}
+
 /// Judges a pidfd.
 pub(super) fn pidfd(info: FdInfo, around: &Surroundings) -> Option<Problem> {
     match info.pid {
@@ -225,6 +230,7 @@ mod tests {
         locked: false,
         pid: None,
         queued_fds: 0,
+        semaphore: false,
     };
 
     fn around() -> Surroundings {

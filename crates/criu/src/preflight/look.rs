@@ -350,6 +350,7 @@ impl Look<'_> {
             };
             let problem = match Link::parse(&link) {
                 Link::Pipe => None,
+                Link::Anonymous("[eventfd]") => file::eventfd(info()),
                 Link::Anonymous(object) => file::anonymous(object),
                 Link::Pidfd => file::pidfd(info(), around),
                 Link::Namespace(inode) => {

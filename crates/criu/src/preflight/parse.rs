@@ -67,6 +67,8 @@ pub(super) struct FdInfo {
     pub(super) pid: Option<i32>,
     /// Of a unix socket: how many descriptors are on their way in its queue.
     pub(super) queued_fds: u32,
+    /// Of an eventfd: a read takes one from it. Kernels before 6.5 do not tell.
+    pub(super) semaphore: bool,
 }
 
 pub(super) fn fdinfo(text: &str) -> FdInfo {
@@ -80,6 +82,7 @@ pub(super) fn fdinfo(text: &str) -> FdInfo {
             "mnt_id" => info.mount = value.parse().ok(),
             "lock" => info.locked = true,
             "Pid" => info.pid = value.parse().ok(),
+            "eventfd-semaphore" => info.semaphore = value == "1",
             "scm_fds" => info.queued_fds = value.parse().unwrap_or_default(),
             _ => {}
         }
@@ -180,6 +183,8 @@ mod tests {
         let text = "pos:\t0\nflags:\t02000002\nmnt_id:\t16\nino:\t9\nPid:\t-1\nNSpid:\t-1\n";
         assert_eq!(fdinfo(text).pid, Some(-1));
         assert_eq!(fdinfo("mnt_id:\t9\nscm_fds: 2\n").queued_fds, 2);
+        assert!(fdinfo("eventfd-count:                3\neventfd-semaphore: 1\n").semaphore);
+        assert!(!fdinfo("eventfd-count:                3\neventfd-semaphore: 0\n").semaphore);
     }
 
     #[test]

@@ -111,6 +111,8 @@ pub enum Problem {
     ThreadDirectory,
     /// A thread with a namespace of its own.
     ThreadNamespace,
+    /// An eventfd that counts down by one.
+    SemaphoreEventfd,
     /// Datagrams that are not read yet.
     UdpQueue,
 }
@@ -126,7 +128,7 @@ struct Texts {
 
 impl Problem {
     /// All there are.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::IoUring,
         Self::Userfaultfd,
         Self::PerfEvent,
@@ -165,6 +167,7 @@ impl Problem {
         Self::ThreadFiles,
         Self::ThreadDirectory,
         Self::ThreadNamespace,
+        Self::SemaphoreEventfd,
         Self::UdpQueue,
     ];
 
@@ -212,11 +215,13 @@ impl Problem {
             option: Some(option),
             ..row(name, CannotDump, reason, remedy)
         };
-        let lossy = |name, reason| Texts {
+        let lossy = |name, reason, remedy| Texts {
             option: Some("lossy"),
-            ..row(
+            ..row(name, LosesState, reason, remedy)
+        };
+        let thread = |name, reason| {
+            lossy(
                 name,
-                LosesState,
                 reason,
                 "end the thread first, or accept the loss with lossy",
             )
@@ -432,17 +437,22 @@ impl Problem {
                 "deadline or extensible scheduling, which CRIU cannot restore",
                 "give it another scheduling policy first",
             ),
-            Self::ThreadFiles => lossy(
+            Self::ThreadFiles => thread(
                 "thread-files",
                 "it has open files of its own, which a restored thread would not",
             ),
-            Self::ThreadDirectory => lossy(
+            Self::ThreadDirectory => thread(
                 "thread-directory",
                 "it has a working directory and umask of its own, which a restored thread would not",
             ),
-            Self::ThreadNamespace => lossy(
+            Self::ThreadNamespace => thread(
                 "thread-namespace",
                 "it is in another namespace than its process, which a restored thread would not be",
+            ),
+            Self::SemaphoreEventfd => lossy(
+                "semaphore-eventfd",
+                "an eventfd that counts down by one, which a restored one would not",
+                "close it first, or accept the loss with lossy",
             ),
             Self::UdpQueue => row(
                 "udp-queue",

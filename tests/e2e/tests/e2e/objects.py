@@ -389,6 +389,7 @@ OBJECTS = {
     "thread-files": lambda: in_a_thread(FILES),
     "thread-directory": lambda: in_a_thread(FS),
     "thread-namespace": lambda: in_a_thread(NEWUTS),
+    "semaphore": lambda: os.eventfd(3, os.EFD_SEMAPHORE),
     "odd-name": odd_name,
     "many": many,
     "udp-queue": udp_queue,

@@ -71,6 +71,7 @@ const IN_THE_WAY: &[Row] = &[
     ("thread-files", "thread-files", &["thread "]),
     ("thread-directory", "thread-directory", &["thread "]),
     ("thread-namespace", "thread-namespace", &["thread "]),
+    ("semaphore", "semaphore-eventfd", &["fd ", "eventfd"]),
     ("odd-name", "file-lock", &["a\\n\\u{1b}[31m\\u{202e}b"]),
     ("many", "file-lock", &["more"]),
 ];
@@ -322,6 +323,7 @@ pub(crate) async fn options_allow_what_they_name(cx: Context) -> anyhow::Result<
         ("deleted-linked", ["--allow", "link-remap"]),
         ("deleted-large", ["--ghost-limit", "10000000"]),
         ("thread-files", ["--allow", "lossy"]),
+        ("semaphore", ["--allow", "lossy"]),
     ] {
         if let Err(why) = order(&container, &output, object).await? {
             anyhow::bail!("{object}: {why}");
@@ -341,7 +343,12 @@ pub(crate) async fn options_allow_what_they_name(cx: Context) -> anyhow::Result<
     ];
     let flags = [&["--privileged"][..], &flags].concat();
     let (container, output) = objects(&cx, node, &flags).await?;
-    for object in ["thread-files", "thread-directory", "deleted-large"] {
+    for object in [
+        "thread-files",
+        "thread-directory",
+        "semaphore",
+        "deleted-large",
+    ] {
         if let Err(why) = order(&container, &output, object).await? {
             anyhow::bail!("{object}: {why}");
         }

@@ -88,13 +88,6 @@ def eventfds():
     refused(11, os.eventfd_read, f)
 
 
-def semaphores():
-    "eventfd that is a semaphore | counts down by one"
-    f = os.eventfd(7, os.EFD_SEMAPHORE | os.EFD_NONBLOCK)
-    yield
-    same(os.eventfd_read(f), 1)
-
-
 def timerfds():
     "timerfd | interval, and that it goes on"
     f = os.timerfd_create(time.CLOCK_MONOTONIC)
