@@ -1,0 +1,122 @@
+//! What CRIU's error lines mean.
+
+use super::Cause;
+
+/// Errors of every run, whatever its outcome.
+pub(super) const BENIGN: &[&str] = &[
+    "RLIMIT_NOFILE",
+    "Can't setup RLIMIT",
+    // CRIU's probing of what the kernel has.
+    "kerndat: ",
+    "Couldn't get the number of",
+    // Its helper for cgroups, when the restore that it was for ends.
+    "cgroupd: recv req error",
+];
+
+/// Lines that only say that something before failed.
+pub(super) const GENERIC: &[&str] = &[
+    "Dumping FAILED",
+    "Restoring FAILED",
+    "Pre-dumping FAILED",
+    "Dump files (",
+    "Killing processes because of failure",
+    "One of more action scripts failed",
+    "cg-prop",
+];
+
+const FIRST: bool = false;
+const SECOND: bool = true;
+
+/// All parts must be in the message; the first entry that fits decides.
+#[rustfmt::skip]
+pub(super) const TABLE: &[(&[&str], Cause, bool)] = &[
+    (&["No space left on device"], Cause::DiskFull, FIRST),
+    (&["Disk quota exceeded"], Cause::DiskFull, FIRST),
+    (&["RPC client reported script error"], Cause::Refused, FIRST),
+
+    (&["Connected TCP socket"], Cause::TcpEstablished, FIRST),
+    (&["Need to set the --tcp-close"], Cause::TcpClosed, FIRST),
+    (&["In-flight connection"], Cause::TcpInFlight, FIRST),
+    (&["skip-in-flight"], Cause::TcpInFlight, FIRST),
+    (&["Some file locks are hold"], Cause::FileLocks, FIRST),
+    (&["Can't dump ghost file", "increase limit"], Cause::GhostTooBig, FIRST),
+    (&["Can't create link remap"], Cause::LinkRemap, FIRST),
+    (&["link-remap"], Cause::LinkRemap, FIRST),
+    (&["External socket is used"], Cause::ExternalUnix, FIRST),
+    (&["Can't dump half of stream unix connection"], Cause::ExternalUnix, FIRST),
+    (&["unix: Can't connect"], Cause::ExternalUnix, FIRST),
+    (&["FATAL: Peer", "unresolved"], Cause::ExternalUnix, FIRST),
+    (&["Unix socket", "without peer"], Cause::UnixElsewhere, FIRST),
+    (&["Unsupported link"], Cause::NetworkDevice, FIRST),
+    (&["isn't empty"], Cause::NotEmpty, FIRST),
+    (&["No mapping for", "mountpoint"], Cause::MissingMount, FIRST),
+    (&["doesn't have a proper root mount"], Cause::MissingMount, FIRST),
+    (&["unreachable sharing"], Cause::MissingMount, FIRST),
+    (&["Can't lookup mount=", "path=/dev/pts/"], Cause::ShellJob, FIRST),
+    (&["Can't lookup mount="], Cause::OutsideFile, FIRST),
+    (&["Can't get rlimit"], Cause::OtherUser, FIRST),
+    (&["do not match expected"], Cause::PidTaken, FIRST),
+    (&["Can't fork for", "File exists"], Cause::PidTaken, FIRST),
+    (&["File exists", "pid"], Cause::PidTaken, SECOND),
+    (&["has bad size"], Cause::ChangedFile, FIRST),
+    (&["has bad mode"], Cause::ChangedFile, FIRST),
+    (&["has bad build-ID"], Cause::ChangedFile, FIRST),
+    (&["Can't open file", "No such file or directory"], Cause::MissingFile, FIRST),
+    (&["Can't open file", "on restore"], Cause::MissingFile, SECOND),
+
+    (&["io_uring"], Cause::IoUring, FIRST),
+    (&["Can't retrieve FDs from socket"], Cause::UnsupportedFile, SECOND),
+    (&["Message reply from daemon is trimmed"], Cause::UnsupportedFile, SECOND),
+    (&["Can't dump file", "of that type", "(chr "], Cause::Device, FIRST),
+    (&["Can't dump file", "of that type", "(blk "], Cause::Device, FIRST),
+    (&["Can't dump file", "of that type"], Cause::UnsupportedFile, FIRST),
+    (&["Unknown shit"], Cause::UnsupportedFile, FIRST),
+    (&["secretmem"], Cause::UnsupportedFile, FIRST),
+    (&["pidfd pid", "not a part of process tree"], Cause::UnsupportedFile, FIRST),
+    (&["Unknown socket collected"], Cause::UnsupportedSocket, FIRST),
+    (&["Unsupported proto"], Cause::UnsupportedSocket, FIRST),
+    (&["Can't dump corked dgram socket"], Cause::UnsupportedSocket, FIRST),
+    (&["The socket has data to read"], Cause::UnsupportedSocket, FIRST),
+    (&["Net namespace is required"], Cause::NestedNamespace, FIRST),
+    (&["Can't dump nested"], Cause::NestedNamespace, FIRST),
+    (&["Can't restore sub-task in NS"], Cause::NestedNamespace, FIRST),
+    (&["doesn't live in IPC ns"], Cause::SharedIpc, FIRST),
+    (&["Unseizable non-zombie"], Cause::Traced, FIRST),
+    (&["Unable to freeze cgroup"], Cause::FreezeTimeout, FIRST),
+    (&["Timeout reached"], Cause::FreezeTimeout, FIRST),
+    (&["Locking network failed"], Cause::NetworkLock, FIRST),
+    (&["Locking connection failed"], Cause::NetworkLock, FIRST),
+    (&["iptables-restore"], Cause::NetworkLock, SECOND),
+    (&["Not supported images version"], Cause::NewerImages, FIRST),
+    (&["cpu: FPU feature required by image"], Cause::CpuMismatch, FIRST),
+    (&["cpu: CPU xfeatures has unsupported"], Cause::CpuMismatch, FIRST),
+    (&["CPU", "do not match run time"], Cause::CpuMismatch, FIRST),
+    (&["CPU xsave"], Cause::CpuMismatch, FIRST),
+    (&["CPU", "features are not"], Cause::CpuMismatch, FIRST),
+    (&["shell-job"], Cause::ShellJob, FIRST),
+    (&["tty: No task found with sid"], Cause::LostTerminal, FIRST),
+    (&["A session leader of"], Cause::OutsideSession, FIRST),
+    (&["orphan-pts-master"], Cause::OrphanTerminal, FIRST),
+    (&["Found dangling tty"], Cause::OrphanTerminal, FIRST),
+    (&["Tracking memory is not available"], Cause::NoMemTrack, FIRST),
+    (&["page-xfer:"], Cause::PageServer, SECOND),
+    (&["page server"], Cause::PageServer, SECOND),
+    (&["pparmor"], Cause::SecurityLabel, SECOND),
+    (&["selinux"], Cause::SecurityLabel, SECOND),
+    (&["lsm"], Cause::SecurityLabel, SECOND),
+    (&["cg: "], Cause::Cgroup, SECOND),
+    (&["agic doesn't match"], Cause::BadImage, FIRST),
+    (&["Unable to open", ".img"], Cause::BadImage, FIRST),
+    (&["Can't open", ".img"], Cause::BadImage, FIRST),
+    (&["No ", ".img image"], Cause::BadImage, FIRST),
+    (&["Image file corrupted"], Cause::BadImage, FIRST),
+    (&["Corrupted"], Cause::BadImage, SECOND),
+    (&["Unexpected EOF"], Cause::BadImage, FIRST),
+    (&["Failed to unpack"], Cause::BadImage, FIRST),
+    (&["Failed unpacking"], Cause::BadImage, FIRST),
+    (&["Unable to read img"], Cause::BadImage, FIRST),
+    (&["Can't open images directory"], Cause::BadImage, FIRST),
+    (&["No such process"], Cause::NoProcess, SECOND),
+    (&["Operation not permitted"], Cause::NotPermitted, SECOND),
+    (&["Permission denied"], Cause::NotPermitted, SECOND),
+];
