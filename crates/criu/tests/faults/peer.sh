@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stands in for criu in tests/faults.rs: a link to this file, whose name is the script to play,
+# Stands in for criu in main.rs: a link to this file, whose name is the script to play,
 # beside a file "exe" that names the test program.
 dir=${0%/*}
 echo run >>"$dir/runs"
