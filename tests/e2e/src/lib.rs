@@ -15,6 +15,7 @@ pub mod crictl;
 pub mod events;
 pub mod images;
 pub mod lab;
+pub mod machine;
 pub mod network;
 pub mod patience;
 pub mod reference;

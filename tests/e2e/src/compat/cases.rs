@@ -1,9 +1,27 @@
 //! The table of cases.
 
+use std::thread::available_parallelism;
+
 use serde_json::{Value, json};
 
 use super::served::Served;
 use super::{Case, Ground, Kind};
+use crate::machine::has_other_users;
+
+/// nginx with one more directive.
+macro_rules! nginx {
+    ($directive:literal) => {
+        [
+            "nginx",
+            "-c",
+            "/data/nginx.conf",
+            "-e",
+            "/data/error.log",
+            "-g",
+            $directive,
+        ]
+    };
+}
 
 /// A case of an ordinary container with nothing special.
 const TASK: Case = Case {
@@ -11,6 +29,7 @@ const TASK: Case = Case {
     title: "",
     program: "",
     kind: Kind::Task,
+    form: || None,
     spec: |_, _| {},
     open_tcp: false,
     file_locks: false,
@@ -20,8 +39,11 @@ const TASK: Case = Case {
     node_programs: false,
     not_with_peer: None,
     known: &[],
-    known_here: || true,
+    known_here: |_| true,
 };
+
+/// An object of `compat::processes`.
+const BOUND: &str = "processors that a child is bound to";
 
 /// All cases.
 pub const CASES: &[Case] = &[
@@ -50,7 +72,7 @@ pub const CASES: &[Case] = &[
             "mapping of huge pages",
             "CRIU knows such a mapping only where the machine has huge pages, which this one has not: refused before the freeze.",
         )],
-        known_here: || {
+        known_here: |_| {
             std::fs::read_to_string("/proc/sys/vm/nr_hugepages").is_ok_and(|n| n.trim() == "0")
         },
         ..TASK
@@ -66,10 +88,14 @@ pub const CASES: &[Case] = &[
                 "CRIU ends a sleep with EINTR; a program that does not sleep the rest goes on early.",
             ),
             (
-                "processors that a child is bound to",
+                BOUND,
                 "CRIU does not save them: it may run on all of the container's.",
             ),
         ],
+        // With one processor there is nothing to lose.
+        known_here: |object| {
+            object != BOUND || available_parallelism().is_ok_and(|processors| processors.get() > 1)
+        },
         ..TASK
     },
     Case {
@@ -239,7 +265,7 @@ pub const CASES: &[Case] = &[
         title: "redis, restored on another node with its address",
         program: include_str!("programs/redis.py"),
         kind: Kind::Served(&Served {
-            command: &["redis-server", "/data/redis.conf"],
+            command: || &["redis-server", "/data/redis.conf"],
             files: &[("redis.conf", include_str!("programs/redis.conf"))],
             moves: true,
         }),
@@ -249,8 +275,21 @@ pub const CASES: &[Case] = &[
         name: "compat::nginx",
         title: "nginx, restored in its network",
         program: include_str!("programs/nginx.py"),
+        form: || {
+            Some(if has_other_users() {
+                "Its workers are another user's than its master."
+            } else {
+                "Its workers are root's, for want of CAP_SYS_RESOURCE on this machine."
+            })
+        },
         kind: Kind::Served(&Served {
-            command: &["nginx", "-c", "/data/nginx.conf", "-e", "/data/error.log"],
+            command: || {
+                if has_other_users() {
+                    &nginx!("user www-data;")
+                } else {
+                    &nginx!("user root;")
+                }
+            },
             files: &[("nginx.conf", include_str!("programs/nginx.conf"))],
             moves: false,
         }),
@@ -258,12 +297,22 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "compat::postgres",
-        title: "postgres, in a user namespace",
+        title: "postgres",
+        form: || {
+            Some(if has_other_users() {
+                "It is the user www-data of the node."
+            } else {
+                "It is a user of a namespace of its own, for want of CAP_SYS_RESOURCE on this machine."
+            })
+        },
         program: include_str!("programs/postgres.py"),
         // It refuses root, and CRIU may not read the limits of another user's process without
         // CAP_SYS_RESOURCE, which it has over a user namespace of the container's own.
         spec: |spec, ground| {
-            own_users(spec);
+            if !has_other_users() {
+                // Nobody else's on the machine: a user's pipes have a limit, and CRIU's are many.
+                users_from(spec, 100_000);
+            }
             spec["process"]["user"] = json!({ "uid": 33, "gid": 33 });
             spec["process"]["capabilities"] = json!({});
             bind(spec, &ground.folder, "/data", "rw");
@@ -277,7 +326,7 @@ pub const CASES: &[Case] = &[
         program: include_str!("programs/java.py"),
         kind: Kind::Served(&Served {
             // Two cores or not, a collector with threads of its own.
-            command: &["java", "-Xmx64m", "-XX:+UseG1GC", "/data/Heap.java"],
+            command: || &["java", "-Xmx64m", "-XX:+UseG1GC", "/data/Heap.java"],
             files: &[("Heap.java", include_str!("programs/Heap.java"))],
             moves: false,
         }),
@@ -288,7 +337,7 @@ pub const CASES: &[Case] = &[
         title: "Connections to a client outside, restored on another node with the address",
         program: include_str!("programs/address.py"),
         kind: Kind::Served(&Served {
-            command: &["python3", "/data/server.py"],
+            command: || &["python3", "/data/server.py"],
             files: &[("server.py", include_str!("programs/server.py"))],
             moves: true,
         }),
@@ -299,7 +348,7 @@ pub const CASES: &[Case] = &[
         title: "Connections to a client outside, restored on the same node",
         program: include_str!("programs/address.py"),
         kind: Kind::Served(&Served {
-            command: &["python3", "/data/server.py"],
+            command: || &["python3", "/data/server.py"],
             files: &[("server.py", include_str!("programs/server.py"))],
             moves: false,
         }),
@@ -325,8 +374,13 @@ pub(super) fn bind(spec: &mut Value, source: &str, destination: &str, access: &s
 
 /// A user namespace in which each user is who it is outside.
 fn own_users(spec: &mut Value) {
+    users_from(spec, 0);
+}
+
+/// A user namespace whose root is this user of the node, and whose others are those after it.
+fn users_from(spec: &mut Value, first: u32) {
     push(&mut spec["linux"]["namespaces"], json!({ "type": "user" }));
-    let all = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    let all = json!([{ "containerID": 0, "hostID": first, "size": 65536 }]);
     spec["linux"]["uidMappings"] = all.clone();
     spec["linux"]["gidMappings"] = all;
 }

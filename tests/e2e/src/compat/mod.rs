@@ -41,6 +41,8 @@ pub struct Case {
     program: &'static str,
     /// How it is made.
     pub kind: Kind,
+    /// Which of its forms it has on this machine, as a sentence, where it has more than one.
+    pub form: fn() -> Option<&'static str>,
     spec: fn(&mut Value, &Ground),
     open_tcp: bool,
     file_locks: bool,
@@ -55,12 +57,12 @@ pub struct Case {
     not_with_peer: Option<&'static str>,
     /// Objects that are not kept with cryo, and why.
     known: &'static [(&'static str, &'static str)],
-    /// Whether that is so on this machine.
-    known_here: fn() -> bool,
+    /// Whether that is so of an object on this machine.
+    known_here: fn(&str) -> bool,
 }
 
 /// How a container is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// Through containerd's own API; the restored one has a root file system made anew.
     Task,
@@ -426,7 +428,8 @@ async fn copy(node: &Node, from: &str, to: &str) -> anyhow::Result<()> {
 pub fn judge(case: &Case, rows: &[Row]) -> Vec<String> {
     let mut wrong = Vec::new();
     for row in rows {
-        let reason = case.reason(&row.object).filter(|_| (case.known_here)());
+        let here = (case.known_here)(&row.object);
+        let reason = case.reason(&row.object).filter(|_| here);
         match (&row.outcome, reason) {
             (Outcome::Kept, None) => {}
             (Outcome::Kept, Some(_)) => {

@@ -20,6 +20,9 @@ of them has a container of its own with the peer. containerd has options of a ch
 restore: where the peer's should have had one, it is run again with that in its node's configuration.
 
 The real programs are Debian's, under load by a client from before the checkpoint until after the restore.
+Where root of the machine has CAP_SYS_RESOURCE, the workers of nginx and all of postgres are other users
+of the node; elsewhere CRIU cannot read their limits, and they run as the page says. `make test-vm` runs all cases
+on cgroup v2 and with that capability, where every object of the page is kept that is kept here.
 ",
     );
     for case in CASES {
@@ -27,6 +30,9 @@ The real programs are Debian's, under load by a client from before the checkpoin
             continue;
         }
         writeln!(page, "\n## {}\n", case.title).ok();
+        if let Some(form) = (case.form)() {
+            writeln!(page, "{form}\n").ok();
+        }
         page.push_str("| object | looked at after the restore | checkpoint | restore | state | peer | why |\n|---|---|---|---|---|---|---|\n");
         for row in cryo.iter().filter(|row| row.case == case.title) {
             let other = peer

@@ -18,10 +18,10 @@ use crate::patience::PATIENCE;
 use crate::workload::BUSYBOX;
 
 /// What is served, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Served {
     /// The command line, of the node's own programs; `/data` is the volume.
-    pub command: &'static [&'static str],
+    pub command: fn() -> &'static [&'static str],
     /// Files of the volume.
     pub files: &'static [(&'static str, &'static str)],
     /// It is restored on the second node, with its address.
@@ -140,7 +140,7 @@ async fn task(
     network: &str,
     image: Option<&str>,
 ) -> anyhow::Result<(Container, Output)> {
-    let container = cx.container(node, BUSYBOX, served.command).await?;
+    let container = cx.container(node, BUSYBOX, (served.command)()).await?;
     container
         .edit_spec(|spec| edit(spec, volume, network))
         .await?;

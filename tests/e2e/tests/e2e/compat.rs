@@ -19,6 +19,9 @@ pub(crate) fn tests() -> impl Iterator<Item = Test> {
 }
 
 async fn restores(cx: Context, case: &Case) -> anyhow::Result<()> {
+    if let Some(form) = (case.form)() {
+        println!("{}: {form}", case.name);
+    }
     let wrong = judge(case, &run(&cx, case).await?);
     ensure!(wrong.is_empty(), "\n  {}", wrong.join("\n  "));
     Ok(())

@@ -4,11 +4,10 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Container, Context, Output};
 use cryo_e2e::lab::Node;
+use cryo_e2e::machine::has_other_users;
 use cryo_e2e::patience::until;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, FILE_COUNTER, PYTHON, goes_on, heap, numbers};
 use serde_json::{Value, json};
-
-use rustix::thread::CapabilitySet;
 
 use crate::checkpoint::is_checkpoint;
 
@@ -369,9 +368,8 @@ pub(crate) async fn with_rights_of_all_kinds(cx: Context) -> anyhow::Result<()> 
 /// Why another user's container cannot be checkpointed here: CRIU asks for the limits of each
 /// process.
 pub(crate) fn no_cap_sys_resource() -> Option<&'static str> {
-    let sets = rustix::thread::capabilities(None);
-    let capable = sets.is_ok_and(|s| s.effective.contains(CapabilitySet::SYS_RESOURCE));
-    (!capable).then_some("this machine has no CAP_SYS_RESOURCE; it is run by `make test-vm`")
+    (!has_other_users())
+        .then_some("this machine has no CAP_SYS_RESOURCE; it is run by `make test-vm`")
 }
 
 pub(crate) async fn of_other_users(cx: Context) -> anyhow::Result<()> {
