@@ -262,7 +262,7 @@ impl Context {
     /// # Errors
     /// CRI's answer.
     pub async fn pod(&self, node: &Node, handler: &str) -> anyhow::Result<Pod> {
-        self.pod_with(node, handler, &[]).await
+        self.pod_as(node, handler, |_| {}).await
     }
 
     /// As [`Context::pod`], with annotations.
@@ -275,9 +275,27 @@ impl Context {
         handler: &str,
         annotations: &[(&str, &str)],
     ) -> anyhow::Result<Pod> {
+        self.pod_as(node, handler, |config| {
+            for &(name, value) in annotations {
+                config.annotations.insert(name.into(), value.into());
+            }
+        })
+        .await
+    }
+
+    /// As [`Context::pod`], with its config changed.
+    ///
+    /// # Errors
+    /// CRI's answer.
+    pub async fn pod_as(
+        &self,
+        node: &Node,
+        handler: &str,
+        change: impl FnOnce(&mut SandboxConfig),
+    ) -> anyhow::Result<Pod> {
         let name = self.id("pod");
         let logs = self.folder(node, "logs")?;
-        let config = SandboxConfig {
+        let mut config = SandboxConfig {
             metadata: Some(SandboxMetadata {
                 name: name.clone(),
                 uid: format!("uid-{name}"),
@@ -286,10 +304,6 @@ impl Context {
             }),
             hostname: "e2e".into(),
             log_directory: logs.clone(),
-            annotations: annotations
-                .iter()
-                .map(|&(name, value)| (name.into(), value.into()))
-                .collect(),
             linux: Some(LinuxSandboxConfig {
                 cgroup_parent: String::new(),
                 security_context: Some(SandboxSecurityContext {
@@ -298,6 +312,7 @@ impl Context {
             }),
             ..Default::default()
         };
+        change(&mut config);
         let id = node
             .cri()
             .run_pod(config.clone(), handler)

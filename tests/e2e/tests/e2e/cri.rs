@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 
 use anyhow::{Context as _, ensure};
-use cryo_e2e::context::{Context, PodContainer};
+use cryo_e2e::context::{Context, Pod, PodContainer};
 use cryo_e2e::cri::ContainerState;
 use cryo_e2e::lab::Node;
 use cryo_e2e::patience::until;
@@ -27,7 +27,11 @@ pub(crate) async fn counter(
     node: &Node,
     handler: &str,
 ) -> anyhow::Result<PodContainer> {
-    let pod = cx.pod(node, handler).await?;
+    counter_in(&cx.pod(node, handler).await?).await
+}
+
+/// A counter in this pod.
+pub(crate) async fn counter_in(pod: &Pod) -> anyhow::Result<PodContainer> {
     let container = pod
         .run("counter", BUSYBOX, &["sh", "-c", FILE_COUNTER])
         .await?;
@@ -91,7 +95,15 @@ pub(crate) async fn restored(
     path: &str,
     archive: &Archive,
 ) -> anyhow::Result<PodContainer> {
-    let pod = cx.pod(node, handler).await?;
+    restored_in(&cx.pod(node, handler).await?, path, archive).await
+}
+
+/// As [`restored`], in this pod.
+pub(crate) async fn restored_in(
+    pod: &Pod,
+    path: &str,
+    archive: &Archive,
+) -> anyhow::Result<PodContainer> {
     let container = pod.run("counter", path, &[]).await?;
     container.wait_for(ContainerState::Running).await?;
     let numbers = container.count_to(archive.log.len() + 4).await?;
@@ -109,7 +121,11 @@ pub(crate) async fn restored(
         "went on with {next}; had counted to {} before the checkpoint and to {last} after it",
         archive.before
     );
-    let path = node.host(&container.bundle()).join("rootfs").join("count");
+    let path = pod
+        .node
+        .host(&container.bundle())
+        .join("rootfs")
+        .join("count");
     // Empty while the shell is between open and write.
     let count: u64 = until("a number in /count", || {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;

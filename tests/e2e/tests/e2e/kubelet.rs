@@ -16,6 +16,9 @@ pub(crate) const TOOLS: &[&str] = &["kubelet"];
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
 const FROZEN: &str = "localhost:5000/frozen-by-kubelet:1";
 
+/// The handler whose runtime has `SystemdCgroup = true`; the kubelet's driver of cgroups goes with it.
+const SYSTEMD: &str = "cryo-systemd";
+
 /// A counter whose number is also in its root filesystem. It is alive as long as `/alive` is there.
 const COUNTER: &str =
     "touch /alive; i=0; while :; do i=$((i+1)); echo $i; echo $i >/count; sleep 0.1; done";
@@ -26,8 +29,7 @@ struct Kubelet<'a> {
 }
 
 impl<'a> Kubelet<'a> {
-    async fn start(cx: &Context, node: &'a Node) -> anyhow::Result<Self> {
-        let handler = cx.runtime().handler();
+    async fn start(node: &'a Node, handler: &str) -> anyhow::Result<Self> {
         lab(&["kubelet", node.name(), handler]).await?.success()?;
         Ok(Self { node })
     }
@@ -176,16 +178,59 @@ fn container(pod: &Value) -> &Value {
 }
 
 pub(crate) async fn runs_probes_checkpoints_and_restores(cx: Context) -> anyhow::Result<()> {
-    let name = format!("{}-kubelet", node_names().first().context("no nodes")?);
-    let lab = Lab::up(&[&name]).await?;
-    let kubelet = Kubelet::start(&cx, lab.node(0)?).await?;
+    let lab = node_of_its_own().await?;
+    let kubelet = Kubelet::start(lab.node(0)?, cx.runtime().handler()).await?;
     let done = life(&kubelet).await;
-    let log = std::fs::read_to_string(kubelet.node.log().with_file_name("kubelet.log"));
+    ended(lab, done)
+}
+
+pub(crate) async fn checkpoints_in_slices_of_systemd(_: Context) -> anyhow::Result<()> {
+    let lab = node_of_its_own().await?;
+    let kubelet = Kubelet::start(lab.node(0)?, SYSTEMD).await?;
+    let done = life_in_slices(&kubelet).await;
+    ended(lab, done)
+}
+
+async fn node_of_its_own() -> anyhow::Result<Lab> {
+    let name = format!("{}-kubelet", node_names().first().context("no nodes")?);
+    Lab::up(&[&name]).await
+}
+
+/// Takes the node down; what was done there, with what the kubelet said where that failed.
+fn ended(lab: Lab, done: anyhow::Result<()>) -> anyhow::Result<()> {
+    let log = std::fs::read_to_string(lab.node(0)?.log().with_file_name("kubelet.log"));
     lab.down()?;
     done.map_err(|e| match log {
         Ok(log) => e.context(errors_of(&log)),
         Err(_) => e,
     })
+}
+
+/// The kubelet makes the slices, cryo the scopes in them.
+async fn life_in_slices(kubelet: &Kubelet<'_>) -> anyhow::Result<()> {
+    let pod = kubelet.run("counter", BUSYBOX).await?;
+    let last = *kubelet
+        .logs_to("counter", 4)
+        .await?
+        .last()
+        .context("none")?;
+    let uid = &pod["metadata"]["annotations"]["kubernetes.io/config.hash"];
+    let uid = uid.as_str().context("a static pod without a hash")?;
+    let id = container(&pod)["containerID"].as_str().unwrap_or_default();
+    let id = id.trim_start_matches("containerd://");
+    let scope = format!(
+        "/sys/fs/cgroup/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{uid}.slice/\
+         cri-containerd-{id}.scope"
+    );
+    let processes = kubelet.node.host(&format!("{scope}/cgroup.procs"));
+    let processes = std::fs::read_to_string(&processes).context(scope)?;
+    ensure!(!processes.is_empty(), "the counter is elsewhere");
+
+    let checkpoint = kubelet.container_path("checkpoint", "counter");
+    let answer = kubelet.ask("POST", &checkpoint).await?.success()?;
+    ensure!(answer.contains(".tar"), "no archive named: {answer}");
+    consecutive(&kubelet.logs_to("counter", last + 5).await?)?;
+    kubelet.remove("counter").await
 }
 
 async fn life(kubelet: &Kubelet<'_>) -> anyhow::Result<()> {

@@ -153,6 +153,9 @@ fn main() -> ExitCode {
         test!(systemd::a_checkpoint_is_restored_into_a_new_scope)
             .with_systemd()
             .not_on_runc(OWN_HANDLER),
+        test!(systemd::an_archive_is_restored_into_the_slice_of_its_new_pod)
+            .with_systemd()
+            .not_on_runc(OWN_HANDLER),
         test!(systemd::an_oom_kill_is_told)
             .with_systemd()
             .not_on_runc(OWN_HANDLER),
@@ -280,6 +283,12 @@ fn main() -> ExitCode {
             .alone()
             .not_on_runc(NO_OPTIONS),
         test!(options::timeout).not_on_runc(NO_OPTIONS),
+        test!(kubelet::checkpoints_in_slices_of_systemd)
+            .alone()
+            .within(Duration::from_secs(600))
+            .with_systemd()
+            .needs(kubelet::TOOLS)
+            .not_on_runc(OWN_HANDLER),
         test!(kubelet::runs_probes_checkpoints_and_restores)
             .alone()
             .within(Duration::from_secs(600))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::{RuncOptions, State};
-use cryo_e2e::context::{Container, Context, Output};
+use cryo_e2e::context::{Container, Context, Output, Pod};
 use cryo_e2e::crictl::Crictl;
 use cryo_e2e::lab::Node;
 use cryo_e2e::patience::PATIENCE;
@@ -14,6 +14,7 @@ use cryo_e2e::workload::{BUSYBOX, COUNTER, goes_on, numbers};
 use serde_json::{Value, json};
 use tonic::Code;
 
+use crate::cri;
 use crate::failures::refused;
 
 /// The handler whose runtime has `SystemdCgroup = true`.
@@ -155,6 +156,61 @@ pub(crate) async fn pods_live_in_scopes_of_their_slice(cx: Context) -> anyhow::R
     crictl.output(&["stopp", &pod.id]).await?;
     crictl.output(&["rmp", &pod.id]).await?;
     sandbox.is_gone().await?;
+    scope.stop_slice().await
+}
+
+/// A pod in a slice of this name, with the slices above it.
+async fn pod_in_slice(cx: &Context, node: &Node, slice: &str) -> anyhow::Result<(Pod, String)> {
+    let slices = format!("e2e_cri.slice/e2e_cri-{slice}.slice");
+    let parent = format!("/{slices}");
+    let pod = cx
+        .pod_as(node, HANDLER, |config| {
+            if let Some(linux) = &mut config.linux {
+                linux.cgroup_parent = parent;
+            }
+        })
+        .await?;
+    Ok((pod, slices))
+}
+
+/// The scope that containerd's CRI names for a container or a sandbox.
+fn scope_of_cri<'a>(node: &'a Node, slices: &str, id: &str) -> Scope<'a> {
+    Scope::new(node, slices, &format!("cri-containerd-{id}.scope"))
+}
+
+pub(crate) async fn an_archive_is_restored_into_the_slice_of_its_new_pod(
+    cx: Context,
+) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (first, slices) = pod_in_slice(&cx, node, "first").await?;
+    let container = cri::counter_in(&first).await?;
+    let scope = scope_of_cri(node, &slices, &container.id);
+    ensure!(scope.processes()? > 0, "the counter is elsewhere");
+    let archive = cri::archive(&cx, &container).await?;
+    scope.is_gone().await?;
+
+    let (second, slices) = pod_in_slice(&cx, node, "second").await?;
+    let container = cri::restored_in(&second, &archive.path, &archive).await?;
+    let scope = scope_of_cri(node, &slices, &container.id);
+    ensure!(
+        scope.processes()? > 0,
+        "the restored counter is not in {}",
+        scope.folder.display()
+    );
+    for (property, wanted) in [
+        ("Slice", "e2e_cri-second.slice"),
+        ("Delegate", "yes"),
+        ("ActiveState", "active"),
+    ] {
+        let value = scope.property(property).await?;
+        ensure!(value == wanted, "{property}={value}, wanted {wanted}");
+    }
+    for pod in [&first, &second] {
+        pod.cri.stop_pod(&pod.id).await?;
+        pod.cri.remove_pod(&pod.id).await?;
+    }
+    scope.is_gone().await?;
+    scope_of_cri(node, &slices, &second.id).is_gone().await?;
     scope.stop_slice().await
 }
 
