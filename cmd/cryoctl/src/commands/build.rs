@@ -15,7 +15,7 @@ use cryo_criu_image::Kind;
 use cryo_criu_image::task::Core;
 
 use crate::failure::Failure;
-use crate::images::{self, Access, Target};
+use crate::images::{self, Access, Broken, Target};
 use crate::node;
 use crate::progress::ProgressArgs;
 
@@ -190,7 +190,7 @@ impl Build {
             },
         )?;
         let (sink, layer) = writer.finish()?;
-        sink.commit(&layer.descriptor)?;
+        sink.commit(&layer.descriptor).map_err(Broken::into_error)?;
         Ok(layer)
     }
 }
@@ -203,7 +203,7 @@ fn put(target: &mut dyn Target, blob: &Descriptor, bytes: &[u8]) -> anyhow::Resu
     let mut sink = target.begin(Some(blob))?;
     let there = usize::try_from(sink.offset())?;
     io::Write::write_all(&mut sink, bytes.get(there..).unwrap_or_default())?;
-    sink.commit(blob)
+    sink.commit(blob).map_err(Broken::into_error)
 }
 
 /// What the files of a checkpoint say of it.

@@ -11,7 +11,8 @@ use crate::progress::ProgressArgs;
 /// Copy an image to a registry.
 ///
 /// What the registry has already is not sent again. A connection that breaks is made anew, and
-/// the upload goes on where it was. The image gets its name last.
+/// the upload goes on where it was; so does one that was killed, when it is run again. The image
+/// gets its name last.
 ///
 /// IMAGE is NAME or containerd:NAME in containerd's store, oci:DIR[:TAG] or
 /// oci-archive:FILE[:TAG].

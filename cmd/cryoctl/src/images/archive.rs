@@ -12,7 +12,7 @@ use cryo_checkpoint::tar_stream::TarStream;
 
 use super::layout::Temporary;
 use super::{
-    LAYOUT_VERSION, Sink, Source, Target, add_name, named, no_images, verify, verify_bytes,
+    Broken, LAYOUT_VERSION, Sink, Source, Target, add_name, named, no_images, verify, verify_bytes,
 };
 
 const BLOCK: u64 = 512;
@@ -204,9 +204,9 @@ impl Write for EntrySink<'_> {
 }
 
 impl Sink for EntrySink<'_> {
-    fn commit(self: Box<Self>, blob: &Descriptor) -> anyhow::Result<()> {
-        verify(blob, self.hasher.finish())?;
-        self.archive
-            .finish(&format!("blobs/sha256/{}", blob.digest.hex()), self.length)
+    fn commit(self: Box<Self>, blob: &Descriptor) -> Result<(), Broken> {
+        verify(blob, self.hasher.finish()).map_err(Broken::Content)?;
+        let name = format!("blobs/sha256/{}", blob.digest.hex());
+        Ok(self.archive.finish(&name, self.length)?)
     }
 }

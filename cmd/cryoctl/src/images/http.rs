@@ -1,12 +1,16 @@
 //! HTTP: one request, one answer, no redirects followed, everything bounded.
 
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use cryo_checkpoint::oci::url::Url;
 use http::{Method, Request, Response, StatusCode};
+use rustls::CertificateError;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
@@ -25,11 +29,14 @@ pub(super) type Answer = Response<Body>;
 pub(super) struct Client(Agent);
 
 impl Client {
-    pub(super) fn new() -> anyhow::Result<Self> {
+    /// One that trusts the system's authorities, and those of this file.
+    pub(super) fn new(ca: Option<&Path>) -> anyhow::Result<Self> {
         // The system's, or those that $SSL_CERT_FILE and $SSL_CERT_DIR name.
-        let found = rustls_native_certs::load_native_certs();
+        let mut found = rustls_native_certs::load_native_certs().certs;
+        if let Some(path) = ca {
+            found.extend(authorities(path)?);
+        }
         let certificates: Vec<Certificate<'static>> = found
-            .certs
             .iter()
             .map(|certificate| Certificate::from_der(certificate).to_owned())
             .collect();
@@ -70,8 +77,68 @@ impl Client {
             Some(body) => self.0.run(request.body(body).with_context(context)?),
             None => self.0.run(request.body(()).with_context(context)?),
         };
-        answer.map_err(|error| anyhow::Error::from(error).context(context()))
+        answer.map_err(|error| explained(error, url).context(context()))
     }
+}
+
+/// The certificates of a file in PEM.
+fn authorities(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let shown = path.display();
+    let found: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| anyhow!("{shown} cannot be read as certificates in PEM: {error}"))?;
+    ensure!(!found.is_empty(), "{shown} has no certificate in PEM");
+    Ok(found)
+}
+
+/// A certificate that is not taken, and what its reader can do.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate of {host} {problem}; {remedy}")]
+pub(super) struct Distrusted {
+    host: String,
+    problem: String,
+    remedy: &'static str,
+}
+
+/// Says of a failure that is one of certificates what it means here.
+fn explained(error: ureq::Error, url: &Url) -> anyhow::Error {
+    let tls = match &error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref()),
+        _ => None,
+    };
+    let Some(rustls::Error::InvalidCertificate(why)) = tls else {
+        return error.into();
+    };
+    let (problem, remedy) = match why {
+        // A bad signature is that of another authority with the same name.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
+            "is of an authority that is not known here".to_owned(),
+            "if it is yours, name the authority's certificate with --ca or $SSL_CERT_FILE, or add it to the system's",
+        ),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            ("is for other names".to_owned(), "use a name that it is for")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
+            "has expired".to_owned(),
+            "the registry has to renew it, or this machine's clock is wrong",
+        ),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
+            "is not valid yet".to_owned(),
+            "is this machine's clock right?",
+        ),
+        other => (
+            format!("is not taken: {other}"),
+            "the registry has to have another one",
+        ),
+    };
+    let host = url.host().to_owned();
+    Distrusted {
+        host,
+        problem,
+        remedy,
+    }
+    .into()
 }
 
 /// A query may hold what gives access.
@@ -86,6 +153,9 @@ fn without_query(url: &Url) -> String {
 /// Whether the same request may be answered the next time: the connection broke, or the registry
 /// says that it is busy.
 pub(super) fn is_transient(error: &anyhow::Error) -> bool {
+    if error.downcast_ref::<Distrusted>().is_some() {
+        return false;
+    }
     error.chain().any(|cause| {
         if let Some(error) = cause.downcast_ref::<ureq::Error>() {
             return matches!(

@@ -11,7 +11,7 @@ use cryo_checkpoint::oci::model::{self, Descriptor, Index};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::{
-    LAYOUT_VERSION, Sink, Source, Target, add_name, named, no_images, verify, verify_bytes,
+    Broken, LAYOUT_VERSION, Sink, Source, Target, add_name, named, no_images, verify, verify_bytes,
 };
 
 /// A layout's directory. Its files are for their owner alone: a checkpoint holds secrets.
@@ -189,14 +189,14 @@ impl Sink for FileSink {
         self.offset
     }
 
-    fn commit(mut self: Box<Self>, blob: &Descriptor) -> anyhow::Result<()> {
+    fn commit(mut self: Box<Self>, blob: &Descriptor) -> Result<(), Broken> {
         if let Err(error) = verify(blob, self.hasher.clone().finish()) {
             // There is nothing in it that a later try could go on with.
             self.file.keep = false;
-            return Err(error);
+            return Err(Broken::Content(error));
         }
         let path = self.blobs.join(blob.digest.hex());
-        self.file.persist(&path)
+        Ok(self.file.persist(&path)?)
     }
 
     fn discard(mut self: Box<Self>) {

@@ -5,20 +5,23 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use cryo_checkpoint::oci::auth::{self, Credentials, CredentialsFile, Entry};
 use cryo_checkpoint::oci::reference::Reference;
 use cryo_checkpoint::oci::url::Url;
-use http::Method;
+use http::{Method, StatusCode};
 
 use super::Access;
 use super::http::{Client, body, refusal};
 
+/// Credentials, and where they were.
+pub(super) struct Login {
+    pub(super) credentials: Credentials,
+    pub(super) from: String,
+}
+
 /// The credentials for a repository, if there are any.
-pub(super) fn credentials(
-    access: &Access,
-    name: &Reference,
-) -> anyhow::Result<Option<Credentials>> {
+pub(super) fn find(access: &Access, name: &Reference) -> anyhow::Result<Option<Login>> {
     for path in files(access) {
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -31,7 +34,10 @@ pub(super) fn credentials(
         };
         if let Some(entry) = parse(&path, file)?.find(&name.registry, &name.repository) {
             return match entry {
-                Entry::Known(credentials) => Ok(Some(credentials)),
+                Entry::Known(credentials) => Ok(Some(Login {
+                    credentials,
+                    from: path.display().to_string(),
+                })),
                 Entry::Helper { name, server } => helper(&name, &server),
             };
         }
@@ -76,7 +82,7 @@ fn parse(path: &Path, file: File) -> anyhow::Result<CredentialsFile> {
 }
 
 /// Asks the program `docker-credential-NAME`.
-fn helper(name: &str, server: &str) -> anyhow::Result<Option<Credentials>> {
+fn helper(name: &str, server: &str) -> anyhow::Result<Option<Login>> {
     let program = format!("docker-credential-{name}");
     let context = || format!("the credentials of {server} are kept by {program}");
     let mut child = Command::new(&program)
@@ -92,7 +98,10 @@ fn helper(name: &str, server: &str) -> anyhow::Result<Option<Credentials>> {
     let output = child.wait_with_output().with_context(context)?;
     if output.status.success() {
         let credentials = Credentials::from_helper(&output.stdout).with_context(context)?;
-        return Ok(Some(credentials));
+        return Ok(Some(Login {
+            credentials,
+            from: program,
+        }));
     }
     let said = String::from_utf8_lossy(&output.stdout);
     if said.contains("credentials not found") {
@@ -114,7 +123,7 @@ pub(super) struct Wanted<'a> {
 pub(super) fn token(
     client: &Client,
     wanted: &Wanted<'_>,
-    credentials: Option<&Credentials>,
+    login: Option<&Login>,
 ) -> anyhow::Result<String> {
     let mut url: Url = wanted.realm.parse().context("the registry's realm")?;
     ensure!(
@@ -122,6 +131,7 @@ pub(super) fn token(
         "the registry sends us for a token to {url}, which is not encrypted"
     );
     let what = format!("a token from {}", url.host());
+    let credentials = login.map(|login| &login.credentials);
     let mut answer = if let Some(Credentials::Refresh(refresh)) = credentials {
         // A form has the same escapes as a query.
         let form = Url::new(true, "form", "/")
@@ -147,8 +157,23 @@ pub(super) fn token(
         client.send(&Method::GET, &url, &headers, None)?
     };
     if !answer.status().is_success() {
-        return Err(refusal(&what, &mut answer));
+        return Err(match (answer.status(), login) {
+            (StatusCode::UNAUTHORIZED, Some(login)) => refused(&what, login),
+            _ => refusal(&what, &mut answer),
+        });
     }
     let text = body(&mut answer, auth::MAX_BYTES)?;
     auth::token(&text).with_context(|| format!("{what}: the answer has none"))
+}
+
+/// What it means that one who wants to know who we are does not take what we say.
+pub(super) fn refused(what: &str, login: &Login) -> anyhow::Error {
+    let (who, from) = (&login.credentials, &login.from);
+    let given = match who {
+        Credentials::Basic { user, .. } => format!("the password of {user:?}"),
+        Credentials::Refresh(_) => "the token".to_owned(),
+    };
+    anyhow!(
+        "{what}: the registry does not take {given} from {from}, or gives no right to this; log in again with 'docker login' or 'podman login', or name another file with --authfile"
+    )
 }

@@ -5,6 +5,7 @@
 //! continued: see [`Sink::offset`].
 
 mod archive;
+mod begun;
 mod http;
 mod layout;
 mod login;
@@ -26,6 +27,7 @@ use crate::failure::Failure;
 use crate::progress::{Progress, ProgressArgs};
 
 use store::Store;
+use upload::Forgotten;
 
 /// How deep indexes may be in each other.
 const MAX_DEPTH: usize = 4;
@@ -52,6 +54,11 @@ pub(crate) struct Access {
     /// any case.
     #[arg(long)]
     pub(crate) plain_http: bool,
+
+    /// A file with certificates of authorities (PEM) that are trusted besides the system's when
+    /// they speak for a registry.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
 
     /// The file with the credentials for registries, as `docker login` and `podman login` write
     /// it. Default: $REGISTRY_AUTH_FILE, then Docker's, then Podman's.
@@ -85,6 +92,7 @@ impl Default for Access {
         };
         Self {
             plain_http: false,
+            ca: None,
             authfile: None,
             address: variable("CONTAINERD_ADDRESS", ADDRESS).into(),
             namespace: variable("CONTAINERD_NAMESPACE", NAMESPACE),
@@ -151,7 +159,7 @@ pub(crate) trait Sink: Write {
     }
 
     /// Makes it a blob, if it is what the descriptor says; else nothing of it is kept.
-    fn commit(self: Box<Self>, blob: &Descriptor) -> anyhow::Result<()>;
+    fn commit(self: Box<Self>, blob: &Descriptor) -> Result<(), Broken>;
 
     /// It cannot become what it was to be: nothing of it is to be kept for a later try.
     fn discard(self: Box<Self>) {}
@@ -275,41 +283,50 @@ impl Copier<'_> {
         if self.to.has(blob)? {
             return Ok(());
         }
-        let sink = self.to.begin(Some(blob))?;
-        let went_on = sink.offset() > 0;
-        match fill(
-            sink,
-            self.from,
-            blob,
-            self.progress.start(self.what, blob.size),
-        ) {
-            // What an earlier try left was not what it should be; now it is gone.
-            Err(Broken::Content(_)) if went_on => {
-                let sink = self.to.begin(Some(blob))?;
-                fill(
-                    sink,
-                    self.from,
-                    blob,
-                    self.progress.start(self.what, blob.size),
-                )
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let sink = self.to.begin(Some(blob))?;
+            let went_on = sink.offset() > 0;
+            let progress = self.progress.start(self.what, blob.size);
+            match fill(sink, self.from, blob, progress) {
+                Ok(()) => return Ok(()),
+                // What an earlier try left was not what it should be; now it is gone.
+                Err(Broken::Content(_)) if went_on && tries < ATTEMPTS => {}
+                Err(Broken::Forgotten(_)) if tries < ATTEMPTS => {}
+                Err(broken) => return Err(broken.into_error()),
             }
-            other => other,
         }
-        .map_err(|(Broken::Content(error) | Broken::Transfer(error))| error)
     }
 }
 
 /// Why a blob was not copied.
-enum Broken {
+#[derive(Debug)]
+pub(crate) enum Broken {
     /// It has not what its descriptor says.
     Content(anyhow::Error),
+    /// What was written before was lost on the other side.
+    Forgotten(anyhow::Error),
     /// It could not be read or written. What was is kept.
     Transfer(anyhow::Error),
 }
 
+impl Broken {
+    /// What is to be told.
+    pub(crate) fn into_error(self) -> anyhow::Error {
+        match self {
+            Self::Content(error) | Self::Forgotten(error) | Self::Transfer(error) => error,
+        }
+    }
+}
+
 impl<E: Into<anyhow::Error>> From<E> for Broken {
     fn from(error: E) -> Self {
-        Self::Transfer(error.into())
+        let error = error.into();
+        if error.chain().any(|cause| cause.is::<Forgotten>()) {
+            return Self::Forgotten(error);
+        }
+        Self::Transfer(error)
     }
 }
 
@@ -350,7 +367,7 @@ fn fill(
         ))
     };
     match checked {
-        Ok(()) => sink.commit(blob).map_err(Broken::Content),
+        Ok(()) => sink.commit(blob),
         Err(error) => {
             sink.discard();
             Err(Broken::Content(error))

@@ -4,14 +4,14 @@ use std::io::{self, Read};
 
 use anyhow::{Context, bail, ensure};
 use cryo_checkpoint::oci::Digest;
-use cryo_checkpoint::oci::auth::{self, Challenge, Credentials};
+use cryo_checkpoint::oci::auth::{self, Challenge};
 use cryo_checkpoint::oci::model::{self, Descriptor};
 use cryo_checkpoint::oci::reference::Reference;
 use cryo_checkpoint::oci::url::Url;
 use http::{Method, StatusCode};
 
-use super::http::{Answer, Client, Patience, body, header, refusal};
-use super::login::{self, Wanted};
+use super::http::{Answer, Client, Distrusted, Patience, body, header, refusal};
+use super::login::{self, Login, Wanted};
 use super::upload::Upload;
 use super::{Access, Sink, Source, Target, verify_bytes};
 
@@ -41,12 +41,8 @@ pub(super) struct Registry {
 
 impl Registry {
     pub(super) fn new(access: &Access, name: &Reference, push: bool) -> anyhow::Result<Self> {
-        let client = Client::new()?;
-        let https = Url::new(true, name.host(), "/v2/");
-        let http = Url::new(false, name.host(), "/v2/");
-        let is_plain = access.plain_http
-            || name.is_local() && client.send(&Method::GET, &https, &[], None).is_err();
-        let base = if is_plain { http } else { https };
+        let client = Client::new(access.ca.as_deref())?;
+        let base = base(access, name, &client)?;
         let actions = if push { "pull,push" } else { "pull" };
         Ok(Self {
             client,
@@ -75,35 +71,53 @@ impl Registry {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> anyhow::Result<Answer> {
-        let ours = self.base.same_origin(url);
-        for logged_in in [false, true] {
-            let mut headers = headers.to_vec();
-            if let (true, Some(authorization)) = (ours, &self.authorization) {
-                headers.push(("authorization", authorization));
-            }
-            let answer = self.client.send(method, url, &headers, body)?;
-            if answer.status() != StatusCode::UNAUTHORIZED || !ours || logged_in {
-                return Ok(answer);
-            }
-            let challenges = answer.headers().get_all("www-authenticate");
-            let challenge = challenges
-                .iter()
-                .filter_map(|value| Challenge::parse(value.to_str().ok()?))
-                .max_by_key(|challenge| matches!(challenge, Challenge::Bearer { .. }));
-            let Some(challenge) = challenge else {
-                return Ok(answer);
-            };
-            match self.rights(&challenge)? {
-                Some(authorization) => self.authorization = Some(authorization),
-                None => return Ok(answer),
-            }
+        let answer = self.send(method, url, headers, body)?;
+        if answer.status() != StatusCode::UNAUTHORIZED || !self.base.same_origin(url) {
+            return Ok(answer);
         }
-        bail!("the registry wants a login again and again")
+        let challenges = answer.headers().get_all("www-authenticate");
+        let challenge = challenges
+            .iter()
+            .filter_map(|value| Challenge::parse(value.to_str().ok()?))
+            .max_by_key(|challenge| matches!(challenge, Challenge::Bearer { .. }));
+        let Some(challenge) = challenge else {
+            return Ok(answer);
+        };
+        let login = login::find(&self.access, &self.name)?;
+        let Some(authorization) = self.rights(&challenge, login.as_ref())? else {
+            return Ok(answer);
+        };
+        self.authorization = Some(authorization);
+        let answer = self.send(method, url, headers, body)?;
+        match (answer.status(), login) {
+            (StatusCode::UNAUTHORIZED, Some(login)) => {
+                Err(login::refused(&self.name.to_string(), &login))
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    /// Sends a request, with our rights if it goes to the registry itself.
+    fn send(
+        &self,
+        method: &Method,
+        url: &Url,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> anyhow::Result<Answer> {
+        let mut headers = headers.to_vec();
+        if let (true, Some(authorization)) = (self.base.same_origin(url), &self.authorization) {
+            headers.push(("authorization", authorization));
+        }
+        self.client.send(method, url, &headers, body)
     }
 
     /// What the registry wants to see; `None` if we have no credentials and it wants some.
-    fn rights(&self, challenge: &Challenge) -> anyhow::Result<Option<String>> {
-        let credentials = login::credentials(&self.access, &self.name)?;
+    fn rights(
+        &self,
+        challenge: &Challenge,
+        login: Option<&Login>,
+    ) -> anyhow::Result<Option<String>> {
         match challenge {
             Challenge::Basic => {
                 ensure!(
@@ -111,7 +125,7 @@ impl Registry {
                     "{} wants a password, and is not encrypted",
                     self.base.host()
                 );
-                Ok(credentials.as_ref().and_then(Credentials::basic))
+                Ok(login.and_then(|login| login.credentials.basic()))
             }
             Challenge::Bearer {
                 realm,
@@ -124,7 +138,7 @@ impl Registry {
                     scope: &self.scope,
                     plain_http: self.access.plain_http,
                 };
-                let token = login::token(&self.client, &wanted, credentials.as_ref())?;
+                let token = login::token(&self.client, &wanted, login)?;
                 Ok(Some(format!("Bearer {token}")))
             }
         }
@@ -237,6 +251,24 @@ impl Registry {
     }
 }
 
+/// Where a registry is: one on this machine may speak HTTP alone. One that speaks HTTPS with a
+/// certificate that is not trusted is not asked by HTTP.
+fn base(access: &Access, name: &Reference, client: &Client) -> anyhow::Result<Url> {
+    let at = |secure| Url::new(secure, name.host(), "/v2/");
+    if access.plain_http {
+        return Ok(at(false));
+    }
+    if name.is_local()
+        && let Err(error) = client.send(&Method::GET, &at(true), &[], None)
+    {
+        return match error.downcast_ref::<Distrusted>() {
+            Some(_) => Err(error),
+            None => Ok(at(false)),
+        };
+    }
+    Ok(at(true))
+}
+
 impl Source for Registry {
     fn root(&mut self) -> anyhow::Result<(Descriptor, Vec<u8>)> {
         let version = self.name.version();
@@ -324,8 +356,11 @@ impl Target for Registry {
         self.has_blob(&blob.digest)
     }
 
-    fn begin(&mut self, _: Option<&Descriptor>) -> anyhow::Result<Box<dyn Sink + '_>> {
-        Ok(Box::new(Upload::new(self)))
+    fn begin(&mut self, expected: Option<&Descriptor>) -> anyhow::Result<Box<dyn Sink + '_>> {
+        Ok(Box::new(match expected {
+            Some(blob) => Upload::go_on(self, blob)?,
+            None => Upload::new(self),
+        }))
     }
 
     fn document(&mut self, descriptor: &Descriptor, bytes: &[u8]) -> anyhow::Result<()> {

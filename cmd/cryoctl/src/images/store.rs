@@ -32,7 +32,7 @@ use messages::{
     WriteResponse,
 };
 
-use super::{Access, Sink, Source, Target, verify_bytes};
+use super::{Access, Broken, Sink, Source, Target, verify_bytes};
 
 /// How long containerd may take to be reached.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -469,8 +469,8 @@ impl Sink for Writer<'_> {
         self.start
     }
 
-    fn commit(mut self: Box<Self>, blob: &Descriptor) -> anyhow::Result<()> {
-        self.finish(blob, HashMap::new())
+    fn commit(mut self: Box<Self>, blob: &Descriptor) -> Result<(), Broken> {
+        self.finish(blob, HashMap::new()).map_err(Broken::Content)
     }
 
     fn discard(mut self: Box<Self>) {

@@ -1,16 +1,18 @@
-//! A blob on its way to a registry, in chunks of which each can be sent again.
+//! A blob on its way to a registry, in chunks of which each can be sent again, by a later process
+//! too.
 
 use std::io::{self, Write};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow};
 use cryo_checkpoint::oci::auth::received;
 use cryo_checkpoint::oci::model::Descriptor;
 use cryo_checkpoint::oci::url::Url;
 use http::{Method, StatusCode};
 
-use super::Sink;
+use super::begun::{Begun, Note};
 use super::http::{Answer, Patience, header, refusal};
 use super::registry::Registry;
+use super::{Broken, Sink};
 
 /// Bytes that are kept until the registry has them; its own wish counts if it is larger.
 const CHUNK_BYTES: usize = 16 << 20;
@@ -30,8 +32,18 @@ pub(super) struct Upload<'a> {
     buffer: Vec<u8>,
     /// What it has.
     taken: u64,
+    /// What it had when we began.
+    offset: u64,
+    /// For a later process; none for a blob whose digest is not known yet.
+    note: Option<Note>,
     committed: bool,
 }
+
+/// The registry does not know the upload any more, or not as far as we do: only all of the blob
+/// can be sent anew.
+#[derive(Debug, thiserror::Error)]
+#[error("the registry has forgotten the upload")]
+pub(super) struct Forgotten;
 
 impl<'a> Upload<'a> {
     pub(super) fn new(registry: &'a mut Registry) -> Self {
@@ -41,8 +53,51 @@ impl<'a> Upload<'a> {
             chunk_bytes: CHUNK_BYTES,
             buffer: Vec::new(),
             taken: 0,
+            offset: 0,
+            note: None,
             committed: false,
         }
+    }
+
+    /// The upload of a known blob: goes on with what an earlier process began.
+    pub(super) fn go_on(registry: &'a mut Registry, blob: &Descriptor) -> anyhow::Result<Self> {
+        let repository = registry.url("")?;
+        // What is sent in one request has nothing to go on with.
+        let is_long = blob.size > CHUNK_BYTES as u64;
+        let note = is_long.then(|| Note::open(&repository.to_string(), &blob.digest));
+        let note = note.flatten();
+        let begun = note.as_ref().and_then(Note::read);
+        let mut this = Self::new(registry);
+        this.note = note;
+        let Some(begun) = begun else {
+            return Ok(this);
+        };
+        let Ok(location) = repository.join(&begun.location) else {
+            return Ok(this);
+        };
+        match this.status(&location) {
+            Ok((location, has)) if has <= blob.size => {
+                this.location = Some(location);
+                this.chunk_bytes = begun.chunk_bytes.clamp(CHUNK_BYTES, MAX_CHUNK_BYTES);
+                (this.taken, this.offset) = (has, has);
+            }
+            // More than there is of the blob cannot be of it.
+            Ok(_) => {}
+            Err(error) if error.is::<Forgotten>() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(this)
+    }
+
+    /// The registry wants the next chunk there.
+    fn is_at(&mut self, location: Url) {
+        if let Some(note) = &self.note {
+            note.write(&Begun {
+                location: location.to_string(),
+                chunk_bytes: self.chunk_bytes,
+            });
+        }
+        self.location = Some(location);
     }
 
     /// Begins the upload; gives the place for what comes first.
@@ -65,7 +120,7 @@ impl<'a> Upload<'a> {
         let wish = header(&answer, "oci-chunk-min-length").and_then(|wish| wish.parse().ok());
         self.chunk_bytes = wish.unwrap_or(0).clamp(self.chunk_bytes, MAX_CHUNK_BYTES);
         let next = next(&url, &answer)?.context("the registry does not say where to upload to")?;
-        self.location = Some(next.clone());
+        self.is_at(next.clone());
         Ok(next)
     }
 
@@ -91,6 +146,7 @@ impl<'a> Upload<'a> {
                     location = next(&location, &answer)?.unwrap_or(location);
                     break;
                 }
+                Ok(answer) if is_gone(&answer) => return Err(forgotten("the upload of a chunk")),
                 Ok(mut answer) => refusal("the upload of a chunk", &mut answer),
                 Err(error) => error,
             };
@@ -100,11 +156,11 @@ impl<'a> Upload<'a> {
             let new = has
                 .checked_sub(self.taken)
                 .filter(|new| *new <= self.buffer.len() as u64)
-                .with_context(|| {
-                    format!(
-                        "the registry has {has} bytes of an upload that it took {} of",
-                        self.taken
-                    )
+                .ok_or_else(|| {
+                    let taken = self.taken;
+                    forgotten(&format!(
+                        "the registry has {has} bytes of an upload that it took {taken} of"
+                    ))
                 })?;
             if new > 0 {
                 patience.progress();
@@ -112,7 +168,7 @@ impl<'a> Upload<'a> {
             self.buffer.drain(..usize::try_from(new)?);
             self.taken = has;
         }
-        self.location = Some(location);
+        self.is_at(location);
         Ok(())
     }
 
@@ -130,10 +186,7 @@ impl<'a> Upload<'a> {
                         has,
                     ));
                 }
-                Ok(mut answer) if answer.status() == StatusCode::NOT_FOUND => {
-                    return Err(refusal("the upload", &mut answer)
-                        .context("the registry has forgotten the upload: push again, what is there already is not sent twice"));
-                }
+                Ok(answer) if is_gone(&answer) => return Err(forgotten("the state of the upload")),
                 Ok(mut answer) => refusal("the state of the upload", &mut answer),
                 Err(error) => error,
             };
@@ -142,7 +195,7 @@ impl<'a> Upload<'a> {
     }
 
     /// Closes the upload; what is still kept goes with it, so that a small blob is one request.
-    fn close(&mut self, blob: &Descriptor) -> anyhow::Result<()> {
+    fn close(&mut self, blob: &Descriptor) -> Result<(), Broken> {
         if self.location.is_some() {
             self.send()?;
         }
@@ -159,21 +212,40 @@ impl<'a> Upload<'a> {
                     .request(&Method::PUT, &url, &[BINARY], Some(&self.buffer))
                 {
                     Ok(answer) if answer.status().is_success() => return Ok(()),
+                    Ok(answer) if is_gone(&answer) => forgotten("the end of the upload"),
                     Ok(mut answer) => {
-                        refusal(&format!("the upload of {}", blob.digest), &mut answer)
+                        let what = format!("the upload of {}", blob.digest);
+                        let error = refusal(&what, &mut answer);
+                        if answer.status() == StatusCode::BAD_REQUEST {
+                            // It has all of it, and that is not the blob.
+                            return Err(Broken::Content(error));
+                        }
+                        error
                     }
                     Err(error) => error,
                 };
-            patience.wait(error)?;
+            let waited = patience.wait(error);
             // The answer may have been lost and not the request.
-            if self.registry.has_blob(&blob.digest)? {
+            if self.registry.has_blob(&blob.digest).unwrap_or(false) {
                 return Ok(());
             }
+            waited?;
             if self.taken == 0 {
                 self.location = None;
             }
         }
     }
+}
+
+/// Whether an answer of an upload's address means that there is no upload, or none that can be
+/// gone on with: the reference implementation says of one that was cut within a chunk that it is
+/// invalid, and drops it.
+fn is_gone(answer: &Answer) -> bool {
+    matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::GONE)
+}
+
+fn forgotten(what: &str) -> anyhow::Error {
+    anyhow::Error::from(Forgotten).context(what.to_owned())
 }
 
 /// Where an answer leads.
@@ -201,25 +273,55 @@ impl Write for Upload<'_> {
 }
 
 impl Sink for Upload<'_> {
-    fn commit(mut self: Box<Self>, blob: &Descriptor) -> anyhow::Result<()> {
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn commit(mut self: Box<Self>, blob: &Descriptor) -> Result<(), Broken> {
         let length = self.taken + self.buffer.len() as u64;
-        ensure!(
-            length == blob.size,
-            "{length} bytes were uploaded instead of {}",
-            blob.size
-        );
-        self.close(blob)?;
+        if length != blob.size {
+            return Err(Broken::Content(anyhow!(
+                "{length} bytes were uploaded instead of {}",
+                blob.size
+            )));
+        }
+        match self.close(blob) {
+            Ok(()) => {}
+            Err(Broken::Content(error)) => {
+                self.discard();
+                return Err(Broken::Content(error));
+            }
+            other => return other,
+        }
         self.committed = true;
+        if let Some(note) = self.note.take() {
+            note.remove();
+        }
         if !self.registry.has_blob(&blob.digest)? {
-            bail!("the registry took {} and does not have it", blob.digest);
+            return Err(anyhow!("the registry took {} and does not have it", blob.digest).into());
         }
         Ok(())
+    }
+
+    fn discard(mut self: Box<Self>) {
+        if let Some(note) = self.note.take() {
+            note.remove();
+        }
     }
 }
 
 impl Drop for Upload<'_> {
     fn drop(&mut self) {
-        if let (false, Some(location)) = (self.committed, self.location.take()) {
+        if self.committed {
+            return;
+        }
+        let Some(location) = self.location.take() else {
+            if let Some(note) = self.note.take() {
+                note.remove();
+            }
+            return;
+        };
+        if self.note.is_none() {
             // What the registry does not delete now, it deletes in its own time.
             let _ = self.registry.request(&Method::DELETE, &location, &[], None);
         }

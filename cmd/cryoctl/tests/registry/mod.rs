@@ -1,21 +1,31 @@
-//! A registry on loopback, in memory, that can misbehave.
+//! A registry on loopback, in memory, by HTTP or HTTPS, that can misbehave.
+
+pub(crate) mod authority;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use cryo_checkpoint::oci::Digest;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// What it shall do wrong, and want.
 #[derive(Debug, Default)]
 pub(crate) struct Behaviour {
     /// So many times, a chunk is taken by half and the connection broken.
     pub(crate) cut_chunks: usize,
+    /// After so many chunks, the next is taken by half and never answered.
+    pub(crate) hold_chunk: Option<usize>,
+    /// Of an upload that was cut within a chunk, nothing is known any more.
+    pub(crate) forgetful: bool,
     /// So many times, an upload is closed and the answer not sent.
     pub(crate) cut_answers: usize,
     /// So many times, a blob is sent by half and the connection broken.
     pub(crate) cut_blobs: usize,
+    /// A blob is sent by half, and then nothing.
+    pub(crate) hold_blob: bool,
     /// After such a cut, so many requests for blobs are answered by 503.
     pub(crate) then_busy: usize,
     /// Ranges are not known.
@@ -28,6 +38,10 @@ pub(crate) struct Behaviour {
     pub(crate) redirect: Option<String>,
     /// The password of the user `me`, as is or for a token.
     pub(crate) password: Option<(&'static str, bool)>,
+    /// How many requests a token is good for, if not for all.
+    pub(crate) token_uses: Option<usize>,
+    /// A token of a helper's, in place of the password.
+    pub(crate) identity: Option<&'static str>,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +52,15 @@ struct State {
     uploads: HashMap<String, Vec<u8>>,
     log: Vec<String>,
     taken: usize,
+    begun: usize,
+    /// Tokens that were given, and uses of the last.
+    tokens: (usize, usize),
+    /// A request waits for good.
+    held: bool,
 }
+
+/// How long the other side may take to come to a point.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The registry; it answers until the process ends.
 #[derive(Debug, Clone)]
@@ -46,28 +68,58 @@ pub(crate) struct Registry {
     state: Arc<Mutex<State>>,
     /// Its address.
     pub(crate) host: String,
+    secure: bool,
+}
+
+/// What is to be sent.
+enum Answer {
+    Whole(String, Vec<u8>),
+    /// Nothing: the connection breaks.
+    Nothing,
+    /// This, and then nothing, with the connection open.
+    Held(String, Vec<u8>),
 }
 
 impl Registry {
+    /// One by HTTP.
     pub(crate) fn new(behaviour: Behaviour) -> Self {
+        Self::start(behaviour, None)
+    }
+
+    /// One by HTTPS.
+    pub(crate) fn secure(behaviour: Behaviour, config: Arc<ServerConfig>) -> Self {
+        Self::start(behaviour, Some(config))
+    }
+
+    fn start(behaviour: Behaviour, config: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let this = Self {
             state: Arc::default(),
             host: listener.local_addr().unwrap().to_string(),
+            secure: config.is_some(),
         };
         this.behave(behaviour);
         let registry = this.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let registry = registry.clone();
-                std::thread::spawn(move || registry.serve(&stream.unwrap()));
+                let (registry, config) = (registry.clone(), config.clone());
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || match config {
+                    Some(config) => {
+                        let connection = ServerConnection::new(config).unwrap();
+                        registry.serve(&mut StreamOwned::new(connection, stream));
+                    }
+                    None => registry.serve(&mut stream),
+                });
             }
         });
         this
     }
 
     pub(crate) fn behave(&self, behaviour: Behaviour) {
-        self.state.lock().unwrap().behaviour = behaviour;
+        let mut state = self.state.lock().unwrap();
+        state.behaviour = behaviour;
+        state.held = false;
     }
 
     /// The requests since the last call: method, path, range, and whether they were authorized.
@@ -94,13 +146,29 @@ impl Registry {
         names
     }
 
-    fn serve(&self, stream: &TcpStream) {
+    /// Waits until a request is held.
+    pub(crate) fn wait_held(&self) {
+        wait_for("a request that is held", || self.state.lock().unwrap().held);
+    }
+
+    /// Changes a byte of each upload that is not complete.
+    pub(crate) fn damage_uploads(&self) {
+        let mut state = self.state.lock().unwrap();
+        for upload in state.uploads.values_mut() {
+            upload.iter_mut().take(1).for_each(|byte| *byte ^= 1);
+        }
+    }
+
+    fn serve(&self, stream: &mut (impl Read + Write)) {
         let Some(request) = Request::read(stream) else {
             return;
         };
-        let answer = self.answer(&request);
-        let mut out = stream;
-        if let Some((head, body)) = answer {
+        let (head, body, held) = match self.answer(&request) {
+            Answer::Whole(head, body) => (head, body, false),
+            Answer::Held(head, body) => (head, body, true),
+            Answer::Nothing => return,
+        };
+        if !head.is_empty() {
             let length = if head.contains("Content-Length") {
                 String::new()
             } else {
@@ -108,162 +176,224 @@ impl Registry {
             };
             let head = format!("HTTP/1.1 {head}{length}Connection: close\r\n\r\n");
             // The other side may have had enough.
-            let _ = out.write_all(head.as_bytes());
+            let _ = stream.write_all(head.as_bytes());
             if request.method != "HEAD" {
-                let _ = out.write_all(&body);
+                let _ = stream.write_all(&body);
+            }
+            let _ = stream.flush();
+        }
+        if held {
+            self.state.lock().unwrap().held = true;
+            loop {
+                std::thread::park();
             }
         }
     }
 
-    /// The answer, or none if the connection is to break.
-    fn answer(&self, request: &Request) -> Option<(String, Vec<u8>)> {
+    fn answer(&self, request: &Request) -> Answer {
         let mut state = self.state.lock().unwrap();
         let state = &mut *state;
-        let line = |status: &str| Some((format!("{status}\r\n"), Vec::new()));
-        let authorization = request.header("authorization");
+        self.note(state, request);
+        match self.unknown(state, request) {
+            Some((head, body)) => Answer::Whole(head, body),
+            None => content(state, request),
+        }
+    }
+
+    fn note(&self, state: &mut State, request: &Request) {
         let mut entry = format!("{} {}", request.method, request.path);
         if let Some(range) = request.header("range") {
             entry.push_str(&format!(" {range}"));
         }
-        if authorization.is_some() {
+        if request.header("authorization").is_some() {
             entry.push_str(" authorized");
         }
         state.log.push(entry);
-        if let Some((password, for_token)) = state.behaviour.password {
-            let basic = format!("Basic {}", base64(&format!("me:{password}")));
-            if request.path.starts_with("/token") {
-                return if authorization == Some(&basic) {
-                    Some(("200 OK\r\n".into(), br#"{"token":"T"}"#.to_vec()))
-                } else {
-                    line("401 Unauthorized")
-                };
+    }
+
+    /// Who one has to be, and is not.
+    fn unknown(&self, state: &mut State, request: &Request) -> Option<(String, Vec<u8>)> {
+        let authorization = request.header("authorization");
+        let (password, for_token) = state.behaviour.password?;
+        let basic = format!("Basic {}", base64(format!("me:{password}").as_bytes()));
+        if request.path.starts_with("/token") {
+            let form = String::from_utf8(request.body.clone()).unwrap();
+            let is_known = match state.behaviour.identity {
+                Some(identity) => {
+                    request.method == "POST"
+                        && form.contains("grant_type=refresh_token")
+                        && form.contains(&format!("refresh_token={identity}"))
+                }
+                None => authorization == Some(&basic),
+            };
+            let wanted = format!("{}{form}", request.path);
+            let is_for_this =
+                wanted.contains("service=here") && wanted.contains("scope=repository:cp:pull");
+            return Some(if !is_known {
+                ("401 Unauthorized\r\n".into(), Vec::new())
+            } else if !is_for_this {
+                ("400 Bad Request\r\n".into(), Vec::new())
+            } else {
+                state.tokens = (state.tokens.0 + 1, 0);
+                let token = format!(r#"{{"token":"T{}"}}"#, state.tokens.0);
+                ("200 OK\r\n".into(), token.into_bytes())
+            });
+        }
+        let token = format!("Bearer T{}", state.tokens.0);
+        let is_known = match (for_token, state.behaviour.token_uses) {
+            (false, _) => authorization == Some(&basic),
+            (true, None) => authorization == Some(&token),
+            (true, Some(uses)) => authorization == Some(&token) && state.tokens.1 < uses,
+        };
+        if is_known {
+            state.tokens.1 += 1;
+            return None;
+        }
+        let scheme = if self.secure { "https" } else { "http" };
+        let challenge = if for_token {
+            let host = &self.host;
+            format!(
+                "Bearer realm=\"{scheme}://{host}/token\",service=\"here\",scope=\"repository:cp:pull\""
+            )
+        } else {
+            "Basic realm=\"here\"".to_owned()
+        };
+        Some((
+            format!("401 Unauthorized\r\nWWW-Authenticate: {challenge}\r\n"),
+            br#"{"errors":[{"code":"UNAUTHORIZED","message":"who are you"}]}"#.to_vec(),
+        ))
+    }
+}
+
+/// What there is.
+fn content(state: &mut State, request: &Request) -> Answer {
+    let line = |status: &str| Answer::Whole(format!("{status}\r\n"), Vec::new());
+    let path = request.path.split('?').next().unwrap();
+    let parts: Vec<&str> = path.trim_start_matches("/v2/").split('/').collect();
+    match (request.method.as_str(), parts.as_slice()) {
+        (_, [""]) => line("200 OK"),
+        ("POST", [_, "blobs", "uploads", ""]) => {
+            state.begun += 1;
+            let id = state.begun.to_string();
+            state.uploads.insert(id.clone(), Vec::new());
+            line(&format!("202 Accepted\r\nLocation: {path}{id}"))
+        }
+        ("DELETE", [_, "blobs", "uploads", _]) => line("204 No Content"),
+        (method, [_, "blobs", "uploads", id]) => {
+            let Some(upload) = state.uploads.get_mut(*id) else {
+                return line("404 Not Found");
+            };
+            if method == "GET" && state.behaviour.forgetful && !upload.is_empty() {
+                state.uploads.remove(*id);
+                return line("404 Not Found");
             }
-            let wanted = if for_token { "Bearer T" } else { &basic };
-            if authorization != Some(wanted) {
-                let challenge = if for_token {
-                    let host = &self.host;
-                    format!("Bearer realm=\"http://{host}/token\",service=\"here\"")
-                } else {
-                    "Basic realm=\"here\"".to_owned()
-                };
-                return Some((
-                    format!("401 Unauthorized\r\nWWW-Authenticate: {challenge}\r\n"),
-                    br#"{"errors":[{"code":"UNAUTHORIZED","message":"who are you"}]}"#.to_vec(),
+            if method == "GET" {
+                let last = upload.len().saturating_sub(1);
+                return line(&format!(
+                    "204 No Content\r\nRange: 0-{last}\r\nLocation: {path}"
                 ));
             }
-        }
-        let path = request.path.split('?').next().unwrap();
-        let parts: Vec<&str> = path.trim_start_matches("/v2/").split('/').collect();
-        match (request.method.as_str(), parts.as_slice()) {
-            (_, [""]) => line("200 OK"),
-            ("POST", [_, "blobs", "uploads", ""]) => {
-                let id = state.uploads.len().to_string();
-                state.uploads.insert(id.clone(), Vec::new());
-                line(&format!("202 Accepted\r\nLocation: {path}{id}"))
+            if let Some(range) = request.header("content-range")
+                && range.split('-').next().unwrap() != upload.len().to_string()
+            {
+                return line("416 Range Not Satisfiable");
             }
-            ("DELETE", [_, "blobs", "uploads", _]) => line("204 No Content"),
-            (method, [_, "blobs", "uploads", id]) => {
-                let upload = state.uploads.get_mut(*id)?;
-                if method == "GET" {
-                    let last = upload.len().saturating_sub(1);
-                    return line(&format!(
-                        "204 No Content\r\nRange: 0-{last}\r\nLocation: {path}"
-                    ));
-                }
-                if let Some(range) = request.header("content-range")
-                    && range.split('-').next().unwrap() != upload.len().to_string()
-                {
-                    return line("416 Range Not Satisfiable");
-                }
-                if method == "PATCH" {
-                    let mut body = request.body.as_slice();
-                    let cut = state.behaviour.cut_chunks > 0;
-                    if cut {
-                        state.behaviour.cut_chunks -= 1;
-                        body = &body[..body.len() / 2];
-                    }
-                    upload.extend_from_slice(body);
-                    state.taken += body.len();
-                    let last = upload.len() - 1;
-                    return if cut {
-                        None
-                    } else {
-                        line(&format!(
-                            "202 Accepted\r\nRange: 0-{last}\r\nLocation: {path}"
-                        ))
-                    };
-                }
-                upload.extend_from_slice(&request.body);
-                state.taken += request.body.len();
-                let digest = Digest::of(upload).to_string();
-                if !request.path.ends_with(&format!("digest={digest}")) {
-                    return line("400 Bad Request");
-                }
-                let blob = std::mem::take(upload);
-                state.blobs.insert(digest, blob);
-                if state.behaviour.cut_answers > 0 {
-                    state.behaviour.cut_answers -= 1;
-                    return None;
-                }
-                line("201 Created")
-            }
-            ("GET" | "HEAD", [_, "blobs", digest]) => {
-                let Some(blob) = state.blobs.get(*digest) else {
-                    return line("404 Not Found");
-                };
+            if method == "PATCH" {
+                let mut body = request.body.as_slice();
                 let behaviour = &mut state.behaviour;
-                if let (Some(to), "GET") = (&behaviour.redirect, request.method.as_str()) {
-                    return line(&format!("307 Temporary Redirect\r\nLocation: {to}{path}"));
+                let cut = behaviour.cut_chunks > 0;
+                behaviour.cut_chunks = behaviour.cut_chunks.saturating_sub(1);
+                let hold = behaviour.hold_chunk == Some(0);
+                behaviour.hold_chunk = behaviour.hold_chunk.map(|n| n.saturating_sub(1));
+                if cut || hold {
+                    body = &body[..body.len() / 2];
                 }
-                if behaviour.cut_blobs == 0 && behaviour.then_busy > 0 {
-                    behaviour.then_busy -= 1;
-                    return line("503 Service Unavailable");
-                }
-                let from = request
-                    .header("range")
-                    .filter(|_| !behaviour.no_ranges)
-                    .map_or(0, |range| range[6..range.len() - 1].parse().unwrap());
-                let mut body = blob[from..].to_vec();
-                if behaviour.corrupt {
-                    body[0] ^= 1;
-                }
-                let mut head = match from {
-                    0 => "200 OK\r\n".to_owned(),
-                    _ => format!(
-                        "206 Partial Content\r\nContent-Range: bytes {from}-{}/{}\r\n",
-                        blob.len() - 1,
-                        blob.len()
-                    ),
+                upload.extend_from_slice(body);
+                state.taken += body.len();
+                let last = upload.len() - 1;
+                return if hold {
+                    Answer::Held(String::new(), Vec::new())
+                } else if cut {
+                    Answer::Nothing
+                } else {
+                    line(&format!(
+                        "202 Accepted\r\nRange: 0-{last}\r\nLocation: {path}"
+                    ))
                 };
-                head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-                if request.method == "GET" && behaviour.cut_blobs > 0 && body.len() > 1000 {
-                    behaviour.cut_blobs -= 1;
-                    body.truncate(body.len() / 2);
-                }
-                Some((head, body))
             }
-            ("PUT", [_, "manifests", name]) => {
-                let media_type = request.header("content-type").unwrap().to_owned();
-                let manifest = (media_type, request.body.clone());
-                state.manifests.insert((*name).to_owned(), manifest);
-                line("201 Created")
+            upload.extend_from_slice(&request.body);
+            state.taken += request.body.len();
+            let digest = Digest::of(upload).to_string();
+            if !request.path.ends_with(&format!("digest={digest}")) {
+                return line("400 Bad Request");
             }
-            (_, [_, "manifests", name]) => {
-                let Some((media_type, bytes)) = state.manifests.get(*name) else {
-                    return Some((
-                        "404 Not Found\r\n".into(),
-                        br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no such tag"}]}"#
-                            .to_vec(),
-                    ));
-                };
-                let bytes = state.behaviour.manifest.as_ref().unwrap_or(bytes);
-                Some((
-                    format!("200 OK\r\nContent-Type: {media_type}\r\n"),
-                    bytes.clone(),
-                ))
+            let blob = std::mem::take(upload);
+            state.blobs.insert(digest, blob);
+            if state.behaviour.cut_answers > 0 {
+                state.behaviour.cut_answers -= 1;
+                return Answer::Nothing;
             }
-            _ => line("404 Not Found"),
+            line("201 Created")
         }
+        ("GET" | "HEAD", [_, "blobs", digest]) => {
+            let Some(blob) = state.blobs.get(*digest) else {
+                return line("404 Not Found");
+            };
+            let behaviour = &mut state.behaviour;
+            if let (Some(to), "GET") = (&behaviour.redirect, request.method.as_str()) {
+                return line(&format!("307 Temporary Redirect\r\nLocation: {to}{path}"));
+            }
+            if behaviour.cut_blobs == 0 && behaviour.then_busy > 0 {
+                behaviour.then_busy -= 1;
+                return line("503 Service Unavailable");
+            }
+            let from = request
+                .header("range")
+                .filter(|_| !behaviour.no_ranges)
+                .map_or(0, |range| range[6..range.len() - 1].parse().unwrap());
+            let mut body = blob[from..].to_vec();
+            if behaviour.corrupt {
+                body[0] ^= 1;
+            }
+            let mut head = match from {
+                0 => "200 OK\r\n".to_owned(),
+                _ => format!(
+                    "206 Partial Content\r\nContent-Range: bytes {from}-{}/{}\r\n",
+                    blob.len() - 1,
+                    blob.len()
+                ),
+            };
+            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+            if request.method == "GET" && behaviour.cut_blobs > 0 && body.len() > 1000 {
+                behaviour.cut_blobs -= 1;
+                body.truncate(body.len() / 2);
+            }
+            if request.method == "GET" && behaviour.hold_blob && body.len() > 1000 {
+                body.truncate(body.len() / 2);
+                return Answer::Held(head, body);
+            }
+            Answer::Whole(head, body)
+        }
+        ("PUT", [_, "manifests", name]) => {
+            let media_type = request.header("content-type").unwrap().to_owned();
+            let manifest = (media_type, request.body.clone());
+            state.manifests.insert((*name).to_owned(), manifest);
+            line("201 Created")
+        }
+        (_, [_, "manifests", name]) => {
+            let Some((media_type, bytes)) = state.manifests.get(*name) else {
+                return Answer::Whole(
+                    "404 Not Found\r\n".into(),
+                    br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no such tag"}]}"#.to_vec(),
+                );
+            };
+            let bytes = state.behaviour.manifest.as_ref().unwrap_or(bytes);
+            Answer::Whole(
+                format!("200 OK\r\nContent-Type: {media_type}\r\n"),
+                bytes.clone(),
+            )
+        }
+        _ => line("404 Not Found"),
     }
 }
 
@@ -276,7 +406,7 @@ struct Request {
 
 impl Request {
     /// `None` for what is no request: whether we speak TLS is tried first.
-    fn read(stream: &TcpStream) -> Option<Self> {
+    fn read(stream: &mut (impl Read + Write)) -> Option<Self> {
         let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
         reader.read_until(b'\n', &mut line).ok()?;
@@ -301,8 +431,9 @@ impl Request {
         let length = request.header("content-length").unwrap_or("0");
         let length = length.parse().unwrap();
         if request.header("expect").is_some() {
-            let mut out = stream;
+            let out = reader.get_mut();
             out.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
+            out.flush().ok()?;
         }
         reader.take(length).read_to_end(&mut request.body).ok()?;
         Some(request)
@@ -314,11 +445,20 @@ impl Request {
     }
 }
 
+/// Waits until something is so.
+pub(crate) fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is() {
+        assert!(start.elapsed() < LIMIT, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// As `Authorization` has it.
-pub(crate) fn base64(text: &str) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::new();
-    for three in text.as_bytes().chunks(3) {
+    for three in bytes.chunks(3) {
         let mut bits = [0u8; 3];
         bits[..three.len()].copy_from_slice(three);
         let bits = u32::from_be_bytes([0, bits[0], bits[1], bits[2]]);
