@@ -419,7 +419,7 @@ mod tests {
     }
 
     /// No logger is started here: a reaper is about all children of a process.
-    /// `tests/service.rs` has them.
+    /// `tests/service/loggers.rs` has them.
     fn me(reaper: &Reaper) -> Owner<'_> {
         Owner {
             id: "c",
