@@ -27,6 +27,7 @@ mod nodeinfo;
 mod options;
 mod procfs;
 mod progress;
+mod shiminfo;
 mod stats;
 mod table;
 mod target;

@@ -21,6 +21,10 @@ use crate::probe::{Probe, Version};
 pub use tables::{Checkpoint, Restore};
 pub use text::markdown;
 
+/// The annotation of a shim's `-info` which says that it reads options by name in requests (field
+/// 7601 of containerd's messages); one without it would not see them.
+pub const IN_REQUESTS: &str = "checkpoint.cryo/options-in-requests";
+
 /// A set of options with its table.
 pub trait Table: Default + 'static {
     /// What begins its annotations, and its section in the node's configuration.

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use cryo_criu::options::IN_REQUESTS;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message as _, MessageField};
 use serde_json::json;
@@ -38,7 +39,8 @@ pub struct InfoError(#[from] protobuf::Error);
 /// # Errors
 ///
 /// [`InfoError`] if `stdin` is neither empty nor an `Any`.
-pub fn info(stdin: &[u8], annotations: HashMap<String, String>) -> Result<Vec<u8>, InfoError> {
+pub fn info(stdin: &[u8], mut annotations: HashMap<String, String>) -> Result<Vec<u8>, InfoError> {
+    annotations.insert(IN_REQUESTS.to_owned(), "true".to_owned());
     let options = match stdin {
         [] => MessageField::none(),
         bytes => MessageField::some(Any::parse_from_bytes(bytes)?),
@@ -124,6 +126,8 @@ mod tests {
         assert_eq!(info.version.version, VERSION);
         assert!(info.options.is_none());
         assert_eq!(info.annotations["criu"], "4.2");
+        // By this `cryoctl` knows that options in a request are seen.
+        assert_eq!(info.annotations[IN_REQUESTS], "true");
         assert_eq!(info.features.type_url, FEATURES_TYPE);
 
         let features: oci_spec::runtime::Features =

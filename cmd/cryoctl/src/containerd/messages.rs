@@ -158,6 +158,49 @@ pub(crate) struct CreateTask {
     pub(crate) runtime_path: String,
 }
 
+/// A request of Introspection/PluginInfo.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct PluginInfo {
+    #[prost(string, tag = "1")]
+    pub(crate) kind: String,
+    #[prost(string, tag = "2")]
+    pub(crate) id: String,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) options: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct PluginInfoResponse {
+    #[prost(message, optional, tag = "2")]
+    pub(crate) extra: Option<Any>,
+}
+
+/// `containerd.types.RuntimeRequest`; the path may be a runtime's name.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct RuntimeRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) runtime_path: String,
+}
+
+/// `containerd.types.RuntimeInfo`
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct RuntimeInfo {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) version: Option<RuntimeVersion>,
+    #[prost(map = "string, string", tag = "5")]
+    pub(crate) annotations: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct RuntimeVersion {
+    #[prost(string, tag = "1")]
+    pub(crate) version: String,
+    #[prost(string, tag = "2")]
+    pub(crate) revision: String,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct CheckpointTask {
     #[prost(string, tag = "1")]

@@ -24,7 +24,6 @@ mod memory;
 mod metrics;
 mod options;
 mod parents;
-mod podman;
 mod pods;
 mod podspec;
 mod preflight;
@@ -370,6 +369,9 @@ fn main() -> ExitCode {
         test!(upgrade::of_the_shim_under_running_pods)
             .alone()
             .not_on_runc("the Go shim is the node's own program, in a root that all nodes share"),
+        test!(upgrade::options_need_a_shim_that_sees_them)
+            .alone()
+            .not_on_runc("the options are cryo's"),
         test!(conformance::critest)
             .alone()
             .within(Duration::from_secs(1200))

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use cryo_criu::options::IN_REQUESTS;
 use cryo_e2e::context::{Context, Pod, PodContainer};
 use cryo_e2e::cri::ContainerState;
 use cryo_e2e::lab::Node;
@@ -128,5 +129,78 @@ pub(crate) async fn of_the_shim_under_running_pods(cx: Context) -> anyhow::Resul
             .await
             .context("RemovePodSandbox")?;
     }
+    Ok(())
+}
+
+/// Options in a request, of a pod whose shim is of a build that would not see them.
+pub(crate) async fn options_need_a_shim_that_sees_them(cx: Context) -> anyhow::Result<()> {
+    const SAYS: &[u8] = IN_REQUESTS.as_bytes();
+    let node = cx.a()?;
+    let shim = cx.runtime().shim();
+    let programs = node.host(PROGRAMS);
+    let original = std::fs::read(programs.join(shim))?;
+    let cryoctl = std::fs::read(programs.join("cryoctl"))?;
+    // The old build is this one, but for what it says of itself.
+    let mut old = original.clone();
+    let mut said = 0;
+    for at in 0..old.len() - SAYS.len() {
+        if old[at..].starts_with(SAYS) {
+            old[at] = b'C';
+            said += 1;
+        }
+    }
+    ensure!(said > 0, "the shim has no {IN_REQUESTS}");
+
+    let folder = node.host(&cx.cover(node, PROGRAMS).await?);
+    install(&folder, "cryoctl", &cryoctl, 0)?;
+    install(&folder, shim, &old, 0)?;
+    let pod = cx.pod(node, cx.runtime().handler()).await?;
+    let container = pod.run("one", BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    container.count_to(2).await?;
+    install(&folder, shim, &original, 0)?;
+
+    let out = cx.folder(node, "out")?;
+    let archive = format!("{out}/c.tar");
+    let run = async |arguments: &[&str]| {
+        node.exec(&[&["/opt/cryo/bin/cryoctl"], arguments].concat())
+            .await
+    };
+    let of_cri = ["checkpoint", "--namespace", "k8s.io", "-e"];
+    let checkpoint = [&of_cri[..], &[&archive, container.id.as_str()]].concat();
+    let with = [&checkpoint[..], &["--tcp-close"]].concat();
+    let refused = run(&with).await?.failure()?;
+    ensure!(
+        refused.contains("before cryo was upgraded") && refused.contains("annotations"),
+        "{refused}"
+    );
+    ensure!(!node.host(&archive).exists());
+    container.count_on(2).await?;
+    run(&checkpoint).await?.success()?;
+    container.count_on(2).await?;
+
+    // A pod of the new one has nothing in the way.
+    let pod = cx.pod(node, cx.runtime().handler()).await?;
+    let new = pod.run("two", BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    new.count_to(2).await?;
+    let other = format!("{out}/new.tar");
+    let with = [&of_cri[..], &[&other, new.id.as_str(), "--tcp-close"]].concat();
+    run(&with).await?.success()?;
+    new.count_on(2).await?;
+
+    // A restore's shim is the one that containerd would start.
+    let plain = cx.container(node, BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    let output = plain.create().await?;
+    plain.start().await?;
+    output.count_to(2).await?;
+    let archive = format!("{out}/plain.tar");
+    let checkpoint = ["checkpoint", &plain.id, "-e", &archive, "--exit"];
+    run(&checkpoint).await?.success()?;
+    install(&folder, shim, &old, 0)?;
+    let id = cx.id("restored");
+    let restore = ["restore", &archive, "--id", &id, "--trust", "--tcp-close"];
+    let refused = run(&restore).await?.failure()?;
+    ensure!(refused.contains("would not see these options"), "{refused}");
+    let left = node.ctr(&["containers", "ls", "-q"]).await?;
+    ensure!(!left.contains(&id), "{left}");
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::containerd::messages::{CheckpointOptions, CheckpointTask, Empty, Id, 
 use crate::containerd::{Client, LIMIT, Refused};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::procfs::Shim;
+use crate::shiminfo;
 use crate::target::Found;
 
 /// Where the layer is, in the work directory.
@@ -52,7 +53,7 @@ pub(super) async fn take(
     interrupt: &Interrupt,
 ) -> anyhow::Result<Vec<Taken>> {
     for one in found {
-        check_shim(client, one).await?;
+        check_shim(client, one, &asked.options).await?;
     }
     let mut session = Session {
         client,
@@ -68,8 +69,9 @@ pub(super) async fn take(
     Ok(taken)
 }
 
-/// Another shim would not understand the options, nor give a dump up.
-async fn check_shim(client: &Client, one: &Found) -> anyhow::Result<()> {
+/// Another shim would not understand the options, nor give a dump up; one of an older cryo may not
+/// see the options.
+async fn check_shim(client: &Client, one: &Found, options: &[String]) -> anyhow::Result<()> {
     let id = &one.record.id;
     let task = client.task(id).await?;
     if !matches!(task.status(), State::Running | State::Paused) {
@@ -85,7 +87,8 @@ async fn check_shim(client: &Client, one: &Found) -> anyhow::Result<()> {
             one.title(),
             shim.program.display()
         ),
-        Some(_) => Ok(()),
+        Some(_) if options.is_empty() => Ok(()),
+        Some(shim) => shiminfo::check_running(&shim, &one.title()),
         None => Err(anyhow!(
             "the process {} of {id} cannot be looked at",
             task.pid

@@ -18,6 +18,7 @@ use crate::containerd::messages::{
 };
 use crate::containerd::{Client, Refused};
 use crate::interrupt::{Interrupt, Interrupted};
+use crate::shiminfo;
 use crate::stats;
 use crate::target::Found;
 use crate::text;
@@ -46,6 +47,9 @@ pub(super) async fn restore(
 ) -> anyhow::Result<String> {
     let began = Instant::now();
     let plan = plan(asked, client, source).await?;
+    if !asked.options.given().is_empty() {
+        shiminfo::check_installed(client, &plan.runtime.name).await?;
+    }
     interrupt.check()?;
     let rootfs = make(client, &plan).await?;
     let started = Instant::now();
