@@ -7,7 +7,7 @@ mod fixture;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -706,4 +706,69 @@ fn a_list_goes_on_behind_what_cannot_be_read() {
     );
     let outcome = cryoctl(path, ["list", "gone"]);
     assert_eq!(outcome.stdout, "No checkpoints found in [gone]\n");
+}
+
+/// `hack/install` and `cryoctl install` write the same, and each knows the other's.
+#[test]
+fn what_make_installs_is_cryoctls() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (bin, root) = (path("bin"), path("root"));
+    fs::create_dir(&bin).unwrap();
+    symlink(env!("CARGO_BIN_EXE_cryoctl"), bin.join("cryoctl")).unwrap();
+    let shim = bin.join("containerd-shim-cryo-v2");
+    fs::write(&shim, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
+    let make = || {
+        Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../hack/install"))
+            .env("DESTDIR", &root)
+            .env("PREFIX", "/opt/cryo")
+            .env("CRYO_BIN_DIR", &bin)
+            .output()
+            .unwrap()
+    };
+    let done = make();
+    assert!(done.status.success(), "{done:?}");
+    let drop_in = root.join("etc/containerd/conf.d/cryo.toml");
+    let text = fs::read_to_string(&drop_in).unwrap();
+    for words in [
+        "runtimes.cryo]",
+        "runtimes.cryo-own]",
+        "runtime_path = \"/opt/cryo/bin/containerd-shim-cryo-v2\"",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    assert!(root.join("etc/cryo/config.toml").is_file());
+    assert!(!root.join("etc/containerd/config.toml").exists());
+    assert!(root.join("opt/cryo/bin/cryoctl").is_file());
+
+    let cryoctl = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cryoctl"));
+        let done = command.args(arguments).arg("--root").arg(&root).output();
+        done.unwrap()
+    };
+    let install = ["install", "--shim", "/opt/cryo/bin/containerd-shim-cryo-v2"];
+    let again = cryoctl(&[&install[..], &["--way", "both"]].concat());
+    let said = String::from_utf8(again.stdout).unwrap();
+    assert!(
+        said.lines().all(|line| line.starts_with("unchanged: ")),
+        "{said}"
+    );
+    // One way alone, and both again.
+    assert!(cryoctl(&install).status.success());
+    assert!(!fs::read_to_string(&drop_in).unwrap().contains("cryo-own"));
+    assert!(make().status.success());
+    assert_eq!(fs::read_to_string(&drop_in).unwrap(), text);
+    // What somebody changed stays.
+    fs::write(&drop_in, format!("{text}# mine\n")).unwrap();
+    let refused = make();
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success());
+    assert!(
+        error.contains("was changed since") && error.contains("the programs are installed"),
+        "{error}"
+    );
+    fs::write(&drop_in, &text).unwrap();
+    assert!(cryoctl(&["uninstall"]).status.success());
+    assert!(!drop_in.exists() && !root.join("etc/cryo/config.toml").exists());
 }

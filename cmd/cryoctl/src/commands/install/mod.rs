@@ -40,7 +40,7 @@ pub(super) struct Install {
     shim: Option<PathBuf>,
 
     /// If containerd's configuration imports nothing, add the line that imports the directory.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "root")]
     add_import: bool,
 
     /// Also write the RuntimeClass for Kubernetes into this file; `-` is stdout.
@@ -88,9 +88,24 @@ struct Paths {
     #[arg(long, value_name = "FILE", default_value = config::PATH)]
     config: PathBuf,
 
+    /// Do it below this directory, for a package or an image of a node. All other paths are those
+    /// that it will have there; containerd's own configuration is neither looked at nor changed.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+
     /// Show what would be done as a diff, and do nothing.
     #[arg(long)]
     dry_run: bool,
+}
+
+impl Paths {
+    /// Where a path of the node is to be found now.
+    fn here(&self, path: &Path) -> PathBuf {
+        match &self.root {
+            Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
+            None => path.to_owned(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -151,7 +166,11 @@ impl Install {
             return Ok(io::stdout().write_all(text.as_bytes())?);
         }
         let done = files::apply(&changes)?;
-        if let Err(error) = self.check(&shim, version) {
+        let checked = match self.paths.root {
+            Some(_) => Ok(()),
+            None => self.check(&shim, version),
+        };
+        if let Err(error) = checked {
             done.undo()?;
             return Err(error.context("containerd would not read the result; all is as it was"));
         }
@@ -168,7 +187,7 @@ impl Install {
             None => {}
         }
         let mut notes = String::new();
-        if changes.iter().any(Change::is_one) {
+        if self.paths.root.is_none() && changes.iter().any(Change::is_one) {
             notes.push_str("next: restart containerd; running containers are not disturbed\n");
         }
         io::stderr().write_all(notes.as_bytes())?;
@@ -185,8 +204,9 @@ impl Install {
             Some(shim) => std::path::absolute(shim)?,
             None => beside()?,
         };
-        if !shim.is_file() {
-            bail!("there is no shim {}: name it with --shim", shim.display());
+        let here = self.paths.here(&shim);
+        if !here.is_file() {
+            bail!("there is no shim {}: name it with --shim", here.display());
         }
         Ok(shim)
     }
@@ -194,8 +214,14 @@ impl Install {
     /// What is to be written, in this order.
     fn plan(&self, shim: &Path) -> anyhow::Result<(Vec<Change>, Version)> {
         let paths = &self.paths;
-        let main = Main::read(&paths.containerd_config)?;
-        let version = main.version().unwrap_or_else(installed_version);
+        let main = match paths.root {
+            Some(_) => None,
+            None => Some(Main::read(&paths.containerd_config)?),
+        };
+        let version = match &main {
+            Some(main) => main.version().unwrap_or_else(installed_version),
+            None => Version::Three,
+        };
         let runc = (self.way != Way::Own).then(|| self.handler.clone());
         let own = match self.way {
             Way::Runc => None,
@@ -203,10 +229,13 @@ impl Install {
             Way::Both => Some(format!("{}-own", self.handler)),
         };
         let drop_in = texts::drop_in(version, shim, runc.as_deref(), own.as_deref())?;
-        let mut changes = vec![Owned::at(&paths.drop_in).to_be(&drop_in)?];
-        changes.extend(main.import(&paths.drop_in, version, self.add_import)?);
-        if !paths.config.exists() {
-            changes.push(Owned::at(&paths.config).to_be(&texts::config())?);
+        let mut changes = vec![Owned::at(&paths.here(&paths.drop_in)).to_be(&drop_in)?];
+        if let Some(main) = main {
+            changes.extend(main.import(&paths.drop_in, version, self.add_import)?);
+        }
+        let config = paths.here(&paths.config);
+        if !config.exists() {
+            changes.push(Owned::at(&config).to_be(&texts::config())?);
         }
         Ok((changes, version))
     }
@@ -279,7 +308,8 @@ impl Uninstall {
 
     fn uninstall(&self) -> anyhow::Result<()> {
         let shims = running_shims();
-        if !self.force && !self.paths.dry_run && !shims.is_empty() {
+        let of_this_node = self.paths.root.is_none();
+        if of_this_node && !self.force && !self.paths.dry_run && !shims.is_empty() {
             bail!(
                 "{} shims of cryo run: end their containers first (`cryoctl ps --all`), or say --force",
                 shims.len()
@@ -287,13 +317,15 @@ impl Uninstall {
         }
         let paths = &self.paths;
         let mut changes = Vec::new();
-        changes.push(Owned::at(&paths.drop_in).to_be_gone()?);
-        match Owned::at(&paths.config).to_be_gone() {
+        changes.push(Owned::at(&paths.here(&paths.drop_in)).to_be_gone()?);
+        match Owned::at(&paths.here(&paths.config)).to_be_gone() {
             Ok(change) => changes.push(change),
             // What somebody wrote there is theirs.
             Err(why) => writeln!(io::stderr(), "note: {why}")?,
         }
-        changes.extend(Main::read(&paths.containerd_config)?.without_import());
+        if of_this_node {
+            changes.extend(Main::read(&paths.containerd_config)?.without_import());
+        }
         if paths.dry_run {
             let text: String = changes.iter().map(Change::diff).collect();
             io::stdout().write_all(text.as_bytes())?;
@@ -301,7 +333,7 @@ impl Uninstall {
             files::apply(&changes)?;
             let text: String = changes.iter().map(Change::told).collect();
             io::stdout().write_all(text.as_bytes())?;
-            if changes.iter().any(Change::is_one) {
+            if of_this_node && changes.iter().any(Change::is_one) {
                 let next = "next: restart containerd\n";
                 io::stderr().write_all(next.as_bytes())?;
             }
