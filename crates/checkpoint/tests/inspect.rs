@@ -11,28 +11,13 @@ use cryo_checkpoint::source::{Blob, Source};
 use fixture::{Files, container};
 use proptest::prelude::*;
 
-const ALL: Wanted = Wanted {
-    statistics: true,
-    metadata: true,
-    mounts: true,
-    processes: true,
-    arguments: true,
-    environment: true,
-    files: true,
-    sockets: true,
-    credentials: true,
-    namespaces: true,
-    registers: true,
-    pid: None,
-};
-
 fn of(files: &Files) -> Result<Inspection, Error> {
     of_bytes(&fixture::tar(files))
 }
 
 fn of_bytes(bytes: &[u8]) -> Result<Inspection, Error> {
     let sources = Source::of_blob("cp", &Blob::from_bytes(bytes))?;
-    Inspection::of(sources.first().unwrap(), ALL)
+    Inspection::of(sources.first().unwrap(), Wanted::ALL)
 }
 
 /// The error with its causes.
@@ -54,7 +39,7 @@ fn of_what_criu_wrote() {
         arguments: false,
         environment: false,
         files: false,
-        ..ALL
+        ..Wanted::ALL
     };
     // They come without pages and without `fs-*.img`.
     let temporary = tempfile::tempdir().unwrap();
@@ -101,7 +86,7 @@ fn a_process_and_those_below_it() {
             &source,
             Wanted {
                 pid: Some(pid),
-                ..ALL
+                ..Wanted::ALL
             },
         )
     };

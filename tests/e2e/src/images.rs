@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use cryo_criu_image::{Kind, RawReader, Writer};
+use prost::encoding::{decode_varint, encode_varint};
 
 /// A message of which only numbers of fields are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,11 +110,11 @@ impl Message {
     fn decode(mut bytes: &[u8]) -> Option<Self> {
         let mut fields = Vec::new();
         while !bytes.is_empty() {
-            let key = varint(&mut bytes)?;
+            let key = decode_varint(&mut bytes).ok()?;
             let value = match key & 7 {
-                0 => Value::Number(varint(&mut bytes)?),
+                0 => Value::Number(decode_varint(&mut bytes).ok()?),
                 2 => {
-                    let length = usize::try_from(varint(&mut bytes)?).ok()?;
+                    let length = usize::try_from(decode_varint(&mut bytes).ok()?).ok()?;
                     let (value, rest) = bytes.split_at_checked(length)?;
                     bytes = rest;
                     Value::Bytes(value.to_vec())
@@ -132,12 +133,12 @@ impl Message {
         for (number, value) in &self.0 {
             match value {
                 Value::Number(value) => {
-                    put_varint(&mut bytes, number << 3);
-                    put_varint(&mut bytes, *value);
+                    encode_varint(number << 3, &mut bytes);
+                    encode_varint(*value, &mut bytes);
                 }
                 Value::Bytes(value) => {
-                    put_varint(&mut bytes, number << 3 | 2);
-                    put_varint(&mut bytes, value.len() as u64);
+                    encode_varint(number << 3 | 2, &mut bytes);
+                    encode_varint(value.len() as u64, &mut bytes);
                     bytes.extend(value);
                 }
             }
@@ -204,27 +205,6 @@ impl Message {
             }
         }
     }
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
-    while value > 0x7f {
-        bytes.push((value & 0x7f) as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push((value & 0x7f) as u8);
 }
 
 #[cfg(test)]

@@ -570,6 +570,28 @@ pub async fn lab(args: &[&str]) -> anyhow::Result<Finished> {
     run(args, None).await
 }
 
+/// The whole of a program that works in the lab with these tools.
+///
+/// # Errors
+/// When the lab or a tool cannot be had here; the work's own.
+pub fn work_with(
+    tools: &[&str],
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    if let Some(reason) = Lab::missing(Runtime::Cryo) {
+        bail!(reason);
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            for tool in tools {
+                make_tool(tool).await?;
+            }
+            work.await
+        })
+}
+
 /// Sees to it that a Go program is in the nodes' PATH, which may take minutes.
 ///
 /// # Errors

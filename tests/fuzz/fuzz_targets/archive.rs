@@ -9,21 +9,6 @@ use cryo_checkpoint::summary::Summary;
 use cryo_checkpoint::tar_stream::{Entry, TarStream};
 use libfuzzer_sys::fuzz_target;
 
-const ALL: Wanted = Wanted {
-    statistics: true,
-    metadata: true,
-    mounts: true,
-    processes: true,
-    arguments: true,
-    environment: true,
-    files: true,
-    sockets: true,
-    credentials: true,
-    namespaces: true,
-    registers: true,
-    pid: None,
-};
-
 fn entries<R: Read>(mut archive: TarStream<R>) -> (Vec<Entry>, bool) {
     let mut entries = Vec::new();
     loop {
@@ -51,7 +36,7 @@ fuzz_target!(|archive: &[u8]| {
     });
     for source in Source::of_blob("f", &Blob::from_bytes(archive)).unwrap_or_default() {
         // Whatever can be told of it.
-        if let Ok(found) = Inspection::of(&source, ALL) {
+        if let Ok(found) = Inspection::of(&source, Wanted::ALL) {
             serde_json::to_string(&found).expect("all of it is JSON");
         }
     }

@@ -59,6 +59,24 @@ pub struct Wanted {
     pub pid: Option<u32>,
 }
 
+impl Wanted {
+    /// All that can be told, of all processes.
+    pub const ALL: Self = Self {
+        statistics: true,
+        metadata: true,
+        mounts: true,
+        processes: true,
+        arguments: true,
+        environment: true,
+        files: true,
+        sockets: true,
+        credentials: true,
+        namespaces: true,
+        registers: true,
+        pid: None,
+    };
+}
+
 /// All that was wanted.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]

@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use cryo_e2e::compat::{CASES, Case, judge, page, run, run_peer};
 use cryo_e2e::context::Context;
 use cryo_e2e::crictl::TOOLS;
-use cryo_e2e::lab::{Lab, make_tool, repository};
+use cryo_e2e::lab::{Lab, repository, work_with};
 use cryo_e2e::runtime::Runtime;
 
 /// Two nodes for each, so that neither finds what the other left.
@@ -21,19 +21,10 @@ const NODES: [[&str; 2]; 2] = [
 ];
 
 fn main() -> anyhow::Result<()> {
-    if let Some(reason) = Lab::missing(Runtime::Cryo) {
-        bail!(reason);
-    }
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(compatibility())
+    work_with(TOOLS, compatibility())
 }
 
 async fn compatibility() -> anyhow::Result<()> {
-    for tool in TOOLS {
-        make_tool(tool).await?;
-    }
     let words: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |case: &Case| words.is_empty() || words.iter().any(|w| case.name.contains(w));
     let mut wrong = Vec::new();

@@ -2,28 +2,19 @@
 //! `docs/conformance.md` and fails on what must not be. `make conformance`, as root.
 #![forbid(unsafe_code)]
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use cryo_e2e::conformance::{TOOLS, judge, page, reasons, run};
-use cryo_e2e::lab::{Lab, make_tool, repository};
+use cryo_e2e::lab::{Lab, repository, work_with};
 use cryo_e2e::runtime::Runtime;
 
 /// A node for each, so that neither finds what the other left.
 const NODES: [&str; 2] = ["e2e-conf-a", "e2e-conf-b"];
 
 fn main() -> anyhow::Result<()> {
-    if let Some(reason) = Lab::missing(Runtime::Cryo) {
-        bail!(reason);
-    }
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(conformance())
+    work_with(TOOLS, conformance())
 }
 
 async fn conformance() -> anyhow::Result<()> {
-    for tool in TOOLS {
-        make_tool(tool).await?;
-    }
     let reasons = reasons()?;
     let lab = Lab::up(&NODES).await?;
     println!("critest against cryo, then against the Go shim: some minutes");

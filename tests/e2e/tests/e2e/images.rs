@@ -8,23 +8,12 @@ use cryo_e2e::workload::consecutive;
 use serde_json::Value;
 
 use crate::cri::{archive, counter, restored};
+use crate::podman;
 
 /// A life in Podman: a counter is checkpointed, an image of it built, and that restored from a
 /// registry and from an archive. Prints the last number before, and the numbers after each restore.
 const PODMAN: &str = r#"
-set -euo pipefail
-runtime=$1 dir=$2 image=$3
-export PODMAN_IGNORE_CGROUPSV1_WARNING=1 TMPDIR=$dir
-podman() {
-	command podman --root "$dir/root" --runroot "$dir/run" --tmpdir "$dir/tmp" --cgroup-manager cgroupfs \
-		--events-backend none --runtime "$runtime" "$@"
-}
-clean() {
-	podman rm -fa -t 0 >/dev/null || true
-	umount "$dir/root/overlay" 2>/dev/null || true
-	find /sys/fs/cgroup -depth -type d -path '*/libpod_parent*' -exec rmdir {} + 2>/dev/null || true
-}
-trap clean EXIT
+image=$3
 until_counted() { # until_counted N: at least N lines
 	for _ in $(seq 300); do
 		if (($(podman logs counter | wc -l) >= $1)); then return; fi
@@ -207,7 +196,8 @@ pub(crate) async fn podman_restores_from_an_image(cx: Context) -> anyhow::Result
         let name = if runtime == "runc" { "runc" } else { "crun" };
         let folder = cx.folder(node, name)?;
         let image = format!("localhost:5000/{}:1", cx.id(name));
-        let script = ["bash", "-c", PODMAN, "podman", runtime, &folder, &image];
+        let life = [podman::SETUP, PODMAN].concat();
+        let script = ["bash", "-c", &life, "podman", runtime, &folder, &image];
         let said = node.exec(&script).await?.success().context(name)?;
         let runs: Vec<Vec<u64>> = said
             .lines()

@@ -15,6 +15,8 @@ use cryo_e2e::reference::older_archive;
 use cryo_e2e::workload::PYTHON;
 use serde_json::{Value, json};
 
+use crate::podman;
+
 /// Sockets and files of many kinds, and a child. On one line, as arguments in a tree are.
 const PROGRAM: &str = r#"exec("
 import os, select, socket, subprocess, time
@@ -37,19 +39,7 @@ time.sleep(1000)
 
 /// A life in Podman: the program, and its archive uncompressed, by gzip and by zstd.
 const PODMAN: &str = r#"
-set -euo pipefail
-runtime=$1 dir=$2 program=$3
-export PODMAN_IGNORE_CGROUPSV1_WARNING=1 TMPDIR=$dir
-podman() {
-	command podman --root "$dir/root" --runroot "$dir/run" --tmpdir "$dir/tmp" --cgroup-manager cgroupfs \
-		--events-backend none --runtime "$runtime" "$@"
-}
-clean() {
-	podman rm -fa -t 0 >/dev/null || true
-	umount "$dir/root/overlay" 2>/dev/null || true
-	find /sys/fs/cgroup -depth -type d -path '*/libpod_parent*' -exec rmdir {} + 2>/dev/null || true
-}
-trap clean EXIT
+program=$3
 podman pull -q --tls-verify=false localhost:5000/python:1 >/dev/null
 podman run -d --name program --network none -e EMPTY= -e 'JSON={"a":1}' localhost:5000/python:1 \
 	python3 -c "$program" 'two words' '' >/dev/null
@@ -378,7 +368,8 @@ pub(crate) async fn podmans_archives_with_crun_as_well(cx: Context) -> anyhow::R
 async fn of_podman(cx: &Context, runtime: &str) -> anyhow::Result<()> {
     let node = cx.a()?;
     let folder = cx.folder(node, runtime)?;
-    let command = ["bash", "-c", PODMAN, "podman", runtime, &folder, &program()];
+    let life = [podman::SETUP, PODMAN].concat();
+    let command = ["bash", "-c", &life, "podman", runtime, &folder, &program()];
     run(node, &command).await?;
     let archive = format!("{folder}/program.tar");
     let older = older_archive(node, &archive, &folder).await?;

@@ -24,6 +24,7 @@ mod memory;
 mod metrics;
 mod options;
 mod parents;
+mod podman;
 mod pods;
 mod podspec;
 mod preflight;

@@ -5,13 +5,14 @@ use std::os::unix::fs::{FileExt as _, symlink};
 
 use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::CheckpointOptions;
-use cryo_e2e::context::{Container, Context, Output};
+use cryo_e2e::context::{Container, Context};
 use cryo_e2e::images::inherit;
-use cryo_e2e::lab::{Node, NodeConfig};
-use cryo_e2e::workload::{PYTHON, goes_on, heap, numbers};
+use cryo_e2e::lab::NodeConfig;
+use cryo_e2e::workload::numbers;
 use tonic::Code;
 
 use crate::failures::explained;
+use crate::restore::{comes_back, remembering};
 
 /// Why pre-dumps cannot be had on this machine.
 pub(crate) fn no_soft_dirty() -> Option<&'static str> {
@@ -24,45 +25,6 @@ pub(crate) fn no_soft_dirty() -> Option<&'static str> {
     let tracked = read.is_ok() && u64::from_ne_bytes(bits) >> 55 & 1 == 1;
     (!tracked)
         .then_some("this kernel has no CONFIG_MEM_SOFT_DIRTY; `make test-vm` has one that has")
-}
-
-/// A counter with memory of its own, and the digest of that.
-async fn counter(cx: &Context, node: &Node) -> anyhow::Result<(Container, Output, String)> {
-    let program = heap(8);
-    let container = cx
-        .container(node, PYTHON, &["python3", "-c", &program])
-        .await?;
-    let output = container.create().await?;
-    container.start().await?;
-    let digest = output
-        .until(|text| {
-            let line = text.lines().find(|l| l.starts_with("ready "))?;
-            (numbers(text).len() > 2).then(|| line.trim_start_matches("ready ").to_owned())
-        })
-        .await?;
-    Ok((container, output, digest))
-}
-
-/// Restores it and compares its memory.
-async fn comes_back(
-    container: &Container,
-    image: &str,
-    before: &[u64],
-    digest: &str,
-) -> anyhow::Result<()> {
-    let output = container.create_from(Some(image)).await?;
-    container.start().await?;
-    goes_on(before, &output.count_to(3).await?)?;
-    container.api.kill(&container.id, 10).await?;
-    let found = output
-        .until(|text| {
-            let line = text.lines().find(|l| l.starts_with("digest "))?;
-            Some(line.trim_start_matches("digest ").to_owned())
-        })
-        .await?;
-    ensure!(found == digest, "the memory was {digest} and is {found}");
-    container.kill_and_delete().await?;
-    Ok(())
 }
 
 /// Refused, as a prepared restore is at its start.
@@ -81,7 +43,7 @@ async fn is_refused(
 
 pub(crate) async fn a_chain_restores_where_the_node_allows_it(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
-    let (container, output, digest) = counter(&cx, node).await?;
+    let (container, output, digest) = remembering(&cx, node, 8).await?;
     let store = cx.folder(node, "store")?;
     let last = format!("{store}/last");
     container.checkpoint(&last, true).await?;
@@ -140,7 +102,7 @@ pub(crate) async fn a_chain_restores_where_the_node_allows_it(cx: Context) -> an
 /// Where the kernel tracks memory, CRIU's own chain: two pre-dumps and a checkpoint.
 pub(crate) async fn pre_dumps_and_what_changed_since(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
-    let (container, output, digest) = counter(&cx, node).await?;
+    let (container, output, digest) = remembering(&cx, node, 8).await?;
     let store = cx.folder(node, "store")?;
     {
         let _config = NodeConfig::set(node, "[checkpoint]\npre-dump = true\n")?;

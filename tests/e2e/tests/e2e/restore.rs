@@ -231,9 +231,13 @@ pub(crate) async fn a_cgroup_namespace_is_kept(cx: Context) -> anyhow::Result<()
     Ok(())
 }
 
-pub(crate) async fn memory_is_the_same(cx: Context) -> anyhow::Result<()> {
-    let node = cx.a()?;
-    let program = heap(64);
+/// A counter with this much memory of its own, and the digest of that.
+pub(crate) async fn remembering(
+    cx: &Context,
+    node: &Node,
+    mib: usize,
+) -> anyhow::Result<(Container, Output, String)> {
+    let program = heap(mib);
     let container = cx
         .container(node, PYTHON, &["python3", "-c", &program])
         .await?;
@@ -245,21 +249,37 @@ pub(crate) async fn memory_is_the_same(cx: Context) -> anyhow::Result<()> {
             (numbers(text).len() > 2).then(|| line.trim_start_matches("ready ").to_owned())
         })
         .await?;
-    let image = cx.folder(node, "image")?;
-    let before = freeze(&container, output, &image).await?;
-    let output = container.create_from(Some(&image)).await?;
+    Ok((container, output, digest))
+}
+
+/// Restores it and compares its memory.
+pub(crate) async fn comes_back(
+    container: &Container,
+    image: &str,
+    before: &[u64],
+    digest: &str,
+) -> anyhow::Result<()> {
+    let output = container.create_from(Some(image)).await?;
     container.start().await?;
-    goes_on(&before, &output.count_to(3).await?)?;
+    goes_on(before, &output.count_to(3).await?)?;
     container.api.kill(&container.id, 10).await?;
-    let after = output
+    let found = output
         .until(|text| {
             let line = text.lines().find(|l| l.starts_with("digest "))?;
             Some(line.trim_start_matches("digest ").to_owned())
         })
         .await?;
-    ensure!(digest == after, "the memory was {digest} and is {after}");
+    ensure!(found == digest, "the memory was {digest} and is {found}");
     container.kill_and_delete().await?;
     Ok(())
+}
+
+pub(crate) async fn memory_is_the_same(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output, digest) = remembering(&cx, node, 64).await?;
+    let image = cx.folder(node, "image")?;
+    let before = freeze(&container, output, &image).await?;
+    comes_back(&container, &image, &before, &digest).await
 }
 
 pub(crate) async fn many_processes_come_back(cx: Context) -> anyhow::Result<()> {
