@@ -2,8 +2,9 @@
 //!
 //! A block holds one command after `$ ` and what it prints, stdout before stderr. It runs in a
 //! directory with the files below; to show another one, add it to [`directory`]. The page is
-//! written anew by `CRYO_BLESS=1 cargo test -p cryoctl --test docs`. What cannot run here, such as
-//! commands that need containerd, stands in `text` blocks.
+//! written anew by `CRYO_BLESS=1 cargo test -p cryoctl --test docs`. What cannot run here stands in `text`
+//! blocks; the screens of commands that need a node are in the other [`PAGES`], and made in the lab
+//! (`tests/e2e/tests/e2e/screens.rs`).
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../../crates/checkpoint/tests/fixture/mod.rs"]
@@ -11,10 +12,22 @@ mod fixture;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use fixture::container;
+
+/// The pages with screens.
+const PAGES: [&str; 3] = ["cryoctl.md", "live.md", "images.md"];
+
+/// What begins a screen.
+const BEGIN: &str = "```console\n$ ";
+
+fn page(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../docs")
+        .join(name)
+}
 
 /// ```text
 /// web.tar later.tar     two checkpoints of one container, by containerd's CRI
@@ -47,6 +60,9 @@ fn directory() -> tempfile::TempDir {
     let cryoctl = env!("CARGO_BIN_EXE_cryoctl");
     symlink(cryoctl, bin.join("cryoctl")).unwrap();
     symlink(cryoctl, bin.join("checkpointctl")).unwrap();
+    for program in ["head", "ls"] {
+        symlink(Path::new("/usr/bin").join(program), bin.join(program)).unwrap();
+    }
     let plugin = bin.join("checkpointctl-hello");
     let script = "#!/bin/sh\n[ \"$1\" = --plugin-description ] && echo 'Greet somebody' && exit 42\necho \"hello $*\"\n";
     fs::write(&plugin, script).unwrap();
@@ -56,11 +72,8 @@ fn directory() -> tempfile::TempDir {
 
 /// What a command line prints.
 fn screen(directory: &Path, line: &str) -> String {
-    let words = line.split(' ').filter(|word| !word.is_empty());
-    let mut words = words.map(|word| word.trim_matches('\''));
-    let program = directory.join("bin").join(words.next().unwrap());
-    let output = Command::new(program)
-        .args(words)
+    let output = Command::new("/bin/sh")
+        .args(["-c", line])
         .current_dir(directory)
         .env_clear()
         .env("PATH", directory.join("bin"))
@@ -75,9 +88,8 @@ fn screen(directory: &Path, line: &str) -> String {
 
 #[test]
 fn the_screens_are_what_is_printed() {
-    const BEGIN: &str = "```console\n$ ";
     const END: &str = "```\n";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/cryoctl.md");
+    let path = page("cryoctl.md");
     let page = fs::read_to_string(&path).unwrap();
     let directory = directory();
     let mut pieces = page.split(BEGIN);
@@ -105,4 +117,32 @@ fn the_screens_are_what_is_printed() {
             "docs/cryoctl.md is stale: run `CRYO_BLESS=1 cargo test -p cryoctl --test docs`"
         );
     }
+}
+
+#[test]
+fn no_command_is_without_a_screen() {
+    let help = Command::new(env!("CARGO_BIN_EXE_cryoctl"))
+        .arg("--help")
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let (commands, _) = commands.split_once("\n\n").unwrap();
+    let names = commands.lines().filter_map(|line| {
+        let line = line.strip_prefix("  ")?;
+        line.split(' ').next().filter(|name| !name.is_empty())
+    });
+    let pages = PAGES.map(|name| fs::read_to_string(page(name)).unwrap());
+    let screens = |name: &str| {
+        let begin = format!("{BEGIN}cryoctl {name}");
+        pages.iter().flat_map(move |page| {
+            let tails = page.split(&*begin).skip(1);
+            tails
+                .filter(|tail| tail.starts_with([' ', '\n']))
+                .collect::<Vec<_>>()
+        })
+    };
+    let (shown, lacking): (Vec<_>, Vec<_>) = names.partition(|name| screens(name).next().is_some());
+    assert!(lacking.is_empty(), "no screen of {lacking:?}");
+    assert!(shown.len() > 20, "{shown:?}");
 }

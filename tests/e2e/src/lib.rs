@@ -22,5 +22,6 @@ pub mod reference;
 pub mod rpc;
 pub mod runner;
 pub mod runtime;
+pub mod screens;
 pub mod shims;
 pub mod workload;

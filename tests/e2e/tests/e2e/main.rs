@@ -30,6 +30,7 @@ mod podspec;
 mod preflight;
 mod restart;
 mod restore;
+mod screens;
 mod spec;
 mod stdio;
 mod systemd;
@@ -335,6 +336,10 @@ fn main() -> ExitCode {
             .not_on_runc(NO_CRYOCTL),
         test!(live::installed_used_and_uninstalled)
             .alone()
+            .not_on_runc(NO_CRYOCTL),
+        test!(screens::of_live_commands_are_what_is_printed)
+            .alone()
+            .without_systemd()
             .not_on_runc(NO_CRYOCTL),
         test!(failures::criu_killed_in_a_dump).alone(),
         test!(failures::criu_killed_in_a_restore)

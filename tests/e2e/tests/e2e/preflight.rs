@@ -19,7 +19,7 @@ use crate::checkpoint::is_checkpoint;
 use crate::failures::unharmed;
 
 /// Makes objects on demand, in a child of a counter.
-const OBJECTS: &str = include_str!("objects.py");
+pub(crate) const OBJECTS: &str = include_str!("objects.py");
 
 /// An object that [`OBJECTS`] makes, what `cryoctl check` calls the obstacle, and words that the
 /// refusal has.
