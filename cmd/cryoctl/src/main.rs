@@ -15,6 +15,7 @@
     )
 )]
 
+mod choice;
 mod commands;
 mod containerd;
 mod failure;

@@ -35,6 +35,7 @@ fn page(name: &str) -> PathBuf {
 /// images/               the image directory of another one
 /// checkpoints/          what the kubelet leaves behind
 /// cut.tar               half a checkpoint
+/// pod.tar               two containers of a pod, web and sidecar
 /// bin/                  in PATH: cryoctl, a plugin, and a link named checkpointctl
 /// ```
 fn directory() -> tempfile::TempDir {
@@ -49,6 +50,7 @@ fn directory() -> tempfile::TempDir {
     )
     .unwrap();
     fs::write(path.join("cut.tar"), &web[..20_000]).unwrap();
+    fs::write(path.join("pod.tar"), pod()).unwrap();
     fixture::write(&path.join("images"), &fixture::images());
     let kubelet = path.join("checkpoints");
     fs::create_dir(&kubelet).unwrap();
@@ -68,6 +70,21 @@ fn directory() -> tempfile::TempDir {
     fs::write(&plugin, script).unwrap();
     fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
     directory
+}
+
+/// A tar of the tars of two containers.
+fn pod() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, files) in [
+        ("sidecar.tar", container::later()),
+        ("web.tar", container::archive()),
+    ] {
+        let archive = fixture::tar(&files);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(archive.len() as u64);
+        builder.append_data(&mut header, name, &*archive).unwrap();
+    }
+    builder.into_inner().unwrap()
 }
 
 /// What a command line prints.

@@ -14,6 +14,7 @@ use cryo_checkpoint::source::{self, Source};
 use cryo_criu_image::Kind;
 use cryo_criu_image::task::Core;
 
+use crate::choice::Choice;
 use crate::failure::Failure;
 use crate::images::{self, Access, Broken, Target};
 use crate::node;
@@ -44,6 +45,9 @@ const MAX_LOG_BYTES: u64 = 16 << 10;
 pub(super) struct Build {
     /// The checkpoint: an archive, the same unpacked, or an image of one.
     checkpoint: PathBuf,
+
+    #[command(flatten)]
+    choice: Choice,
 
     /// Where to put the image.
     #[arg(required_unless_present = "to", value_name = "DESTINATION")]
@@ -102,7 +106,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 impl Build {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let source = images::checkpoint(&self.checkpoint)?;
+        let source = self.choice.checkpoint(&self.checkpoint)?;
         let mut facts = facts(&source)?;
         if self.this_node {
             for (name, value) in node::facts() {

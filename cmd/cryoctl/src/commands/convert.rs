@@ -14,8 +14,8 @@ use cryo_checkpoint::write::Archive;
 use flate2::write::GzEncoder;
 use rustix::fs::{Mode, OFlags};
 
+use crate::choice::Choice;
 use crate::failure::Failure;
-use crate::images;
 use crate::newfile::NewFile;
 use crate::progress::{Progress, ProgressArgs};
 use crate::text::printable;
@@ -41,6 +41,9 @@ pub(super) struct Convert {
 
     /// The archive to make. It is not compressed.
     out: PathBuf,
+
+    #[command(flatten)]
+    choice: Choice,
 
     #[command(flatten)]
     progress: ProgressArgs,
@@ -70,7 +73,7 @@ impl From<To> for Engine {
 impl Convert {
     pub(super) fn run(self) -> Result<(), Failure> {
         let to = Engine::from(self.to);
-        let source = images::checkpoint(&self.from)?;
+        let source = self.choice.checkpoint(&self.from)?;
         let need = |name: &str| {
             let missing = source::Error::Missing {
                 name: name.to_owned(),

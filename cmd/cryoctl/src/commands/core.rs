@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::Format;
 use super::memparse::{check_pid, with_parents};
+use crate::choice::Choice;
 use crate::failure::Failure;
-use crate::images;
 use crate::newfile::NewFile;
 use crate::progress::ProgressArgs;
 use crate::text::{bytes, printable};
@@ -52,12 +52,15 @@ pub(super) struct Core {
     parent: Vec<PathBuf>,
 
     #[command(flatten)]
+    choice: Choice,
+
+    #[command(flatten)]
     progress: ProgressArgs,
 }
 
 impl Core {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let checkpoint = images::checkpoint(&self.checkpoint)?;
+        let checkpoint = self.choice.checkpoint(&self.checkpoint)?;
         if let Some(pid) = self.pid {
             check_pid(&checkpoint, pid)?;
         }
@@ -90,7 +93,7 @@ impl Core {
         path: &Path,
     ) -> Result<(Dump, Written), Failure> {
         let mut dump = Dump::open(checkpoint, process)?;
-        dump.memory = with_parents(dump.memory, &self.parent, process.pid)?;
+        dump.memory = with_parents(dump.memory, &self.choice, &self.parent, process.pid)?;
         let new = NewFile::create(path)?;
         if !new.is_regular() {
             return Err(anyhow!(

@@ -14,8 +14,8 @@ use cryo_checkpoint::inspect::{Files, Inspection, ProcessNode, Sockets, Wanted};
 use serde::Serialize;
 
 use super::inspect::Format;
+use crate::choice::Choice;
 use crate::failure::Failure;
-use crate::images;
 
 /// Show what changed between two checkpoints of a container.
 ///
@@ -54,6 +54,9 @@ pub(super) struct Diff {
     /// Show what is the same in both as well.
     #[arg(long)]
     show_unchanged: bool,
+
+    #[command(flatten)]
+    choice: Choice,
 
     #[command(flatten)]
     detail: detail::Detail,
@@ -155,8 +158,8 @@ impl Diff {
             ..Wanted::default()
         };
         let sources = [
-            images::checkpoint(&self.before)?,
-            images::checkpoint(&self.after)?,
+            self.choice.checkpoint(&self.before)?,
+            self.choice.checkpoint(&self.after)?,
         ];
         let [source_before, source_after] = &sources;
         let before = Inspection::of(source_before, wanted)?;

@@ -14,8 +14,8 @@ use cryo_checkpoint::metadata::{Mount, Network};
 use cryo_checkpoint::source::Source;
 use serde_json::Value;
 
+use crate::choice::Choice;
 use crate::failure::Failure;
-use crate::images;
 use crate::text::{bytes, printable, short_duration};
 use crate::tree::Tree;
 
@@ -30,6 +30,9 @@ pub(super) struct Inspect {
     /// Checkpoints, in any form.
     #[arg(required = true, value_name = "CHECKPOINT")]
     checkpoints: Vec<PathBuf>,
+
+    #[command(flatten)]
+    choice: Choice,
 
     /// What the dump took.
     #[arg(long)]
@@ -100,7 +103,7 @@ impl Inspect {
     pub(super) fn run(self) -> Result<(), Failure> {
         let mut found = Vec::new();
         for path in &self.checkpoints {
-            for source in images::checkpoints(path)? {
+            for source in self.choice.checkpoints(path)? {
                 let inspection = Inspection::of(&source, self.wanted(&source))?;
                 found.push((source.name().to_owned(), inspection));
             }

@@ -17,8 +17,8 @@ use cryo_criu_image::pagemap::PagemapTotals;
 use serde_json::json;
 
 use super::Format;
+use crate::choice::Choice;
 use crate::failure::Failure;
-use crate::images;
 use crate::progress::ProgressArgs;
 use crate::table::Table;
 use crate::text::{bytes, printable};
@@ -93,6 +93,9 @@ pub(super) struct Memparse {
     parent: Vec<PathBuf>,
 
     #[command(flatten)]
+    choice: Choice,
+
+    #[command(flatten)]
     progress: ProgressArgs,
 }
 
@@ -122,7 +125,7 @@ impl Memparse {
         let mut text = String::new();
         let mut array = Vec::new();
         for path in &self.checkpoints {
-            let source = images::checkpoint(path)?;
+            let source = self.choice.checkpoint(path)?;
             let sizes = sizes(&source)?;
             match self.format {
                 Format::Json => array.push(json!({
@@ -149,19 +152,20 @@ impl Memparse {
     /// The memory of a process, its parents' included.
     fn memory(&self, checkpoint: &Source, pid: u32) -> Result<Memory, Failure> {
         let (_, memory) = Memory::open(checkpoint, pid)?;
-        with_parents(memory, &self.parent, pid)
+        with_parents(memory, &self.choice, &self.parent, pid)
     }
 }
 
 /// Memory with what its parents have of it, the nearest first.
 pub(super) fn with_parents(
     memory: Memory,
+    choice: &Choice,
     parents: &[PathBuf],
     pid: u32,
 ) -> Result<Memory, Failure> {
     let mut below: Option<Memory> = None;
     for path in parents.iter().rev() {
-        let (_, parent) = Memory::open(&images::checkpoint(path)?, pid)?;
+        let (_, parent) = Memory::open(&choice.checkpoint(path)?, pid)?;
         below = Some(match &below {
             Some(below) => parent.with_parent(below),
             None => parent,

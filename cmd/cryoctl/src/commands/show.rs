@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::Args;
 use cryo_checkpoint::inspect::{Inspection, Wanted};
 
+use crate::choice::Choice;
 use crate::failure::Failure;
-use crate::images;
 use crate::table::Table;
 use crate::text::{bytes, printable};
 
@@ -21,6 +21,9 @@ pub(super) struct Show {
     /// Checkpoints, in any form.
     #[arg(required = true, value_name = "CHECKPOINT")]
     checkpoints: Vec<PathBuf>,
+
+    #[command(flatten)]
+    choice: Choice,
 }
 
 const COLUMNS: [&str; 8] = [
@@ -39,7 +42,7 @@ impl Show {
         let mut text = String::new();
         let mut found = Vec::new();
         for path in &self.checkpoints {
-            for source in images::checkpoints(path)? {
+            for source in self.choice.checkpoints(path)? {
                 found.push((path, Inspection::of(&source, Wanted::default())?));
             }
         }

@@ -11,8 +11,8 @@ use cryo_checkpoint::source::Form;
 use cryo_checkpoint::summary::{self, Process};
 
 use super::Format;
+use crate::choice::Choice;
 use crate::failure::Failure;
-use crate::images;
 use crate::text::{bytes, microseconds, printable};
 
 /// Deepest level to which the process tree is indented.
@@ -37,11 +37,14 @@ pub(super) struct Summary {
     /// directory, which need not be the directory of the images.
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
+
+    #[command(flatten)]
+    choice: Choice,
 }
 
 impl Summary {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let mut summary = summary::Summary::of(&images::checkpoint(&self.path)?)?;
+        let mut summary = summary::Summary::of(&self.choice.checkpoint(&self.path)?)?;
         if let Some(stats) = &self.stats {
             summary.read_stats(stats)?;
         }

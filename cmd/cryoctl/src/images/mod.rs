@@ -102,16 +102,8 @@ impl Default for Access {
 }
 
 /// Opens a checkpoint to look at it: a path, or `containerd:NAME` for an image in containerd's
-/// store.
-pub(crate) fn checkpoint(path: &Path) -> Result<source::Source, Failure> {
-    match in_store(path)? {
-        Some(name) => Ok(store::checkpoint(&Access::default(), &name)?),
-        None => Ok(source::Source::open(path)?),
-    }
-}
-
-/// The same, and all of the containers of a pod.
-pub(crate) fn checkpoints(path: &Path) -> Result<Vec<source::Source>, Failure> {
+/// store. Of a pod there are several.
+pub(crate) fn open(path: &Path) -> Result<Vec<source::Source>, Failure> {
     match in_store(path)? {
         Some(name) => Ok(vec![store::checkpoint(&Access::default(), &name)?]),
         None => Ok(source::Source::open_all(path)?),

@@ -105,6 +105,7 @@ impl Entry {
 #[derive(Debug, Clone)]
 pub struct Source {
     name: String,
+    container: Option<String>,
     form: Form,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
@@ -162,6 +163,12 @@ impl Source {
     /// What errors call it: its path, and the container's name if it is one of a pod.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the container is called in the archive of its pod: the name of its directory, or of its
+    /// archive without the suffix; `None` if this is no archive of a pod.
+    pub fn container(&self) -> Option<&str> {
+        self.container.as_deref()
     }
 
     /// In which form it lies there.
@@ -337,11 +344,18 @@ impl Source {
         let names = entries.iter().map(|entry| entry.name.clone());
         Self {
             name: name.to_owned(),
+            container: None,
             form,
             by_name: names.zip(0..).collect(),
             entries,
             images,
         }
+    }
+
+    /// The same as one of a pod.
+    fn of_container(mut self, name: &str) -> Self {
+        self.container = Some(name.to_owned());
+        self
     }
 }
 
@@ -455,18 +469,25 @@ fn of_pod(name: &str, entries: Vec<Entry>) -> Result<Vec<Source>, Error> {
                 let inner = of_archive(&full, &archive.blob(), Nesting::InPod)
                     .and_then(|inner| only(&full, inner))
                     .map_err(|source| within(&container, source))?;
-                sources.push(inner);
+                let suffix = ARCHIVE_SUFFIXES.iter();
+                let stem = suffix
+                    .filter_map(|suffix| container.strip_suffix(suffix))
+                    .next();
+                sources.push(inner.of_container(stem.unwrap_or(&container)));
             }
-            _ => sources.push(Source::new(&full, Form::Archive, part, IN_ARCHIVES)),
+            _ => {
+                let source = Source::new(&full, Form::Archive, part, IN_ARCHIVES);
+                sources.push(source.of_container(&container));
+            }
         }
     }
     Ok(sources)
 }
 
+const ARCHIVE_SUFFIXES: [&str; 5] = [".tar", ".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz"];
+
 fn is_archive_name(name: &str) -> bool {
-    [".tar", ".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz"]
-        .iter()
-        .any(|suffix| name.ends_with(suffix))
+    ARCHIVE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// The image of an OCI layout, `files` being the layout's.
@@ -541,7 +562,8 @@ fn of_directory(name: &str, top: FlatDir, outermost: bool) -> Result<Vec<Source>
                 .map_err(|error| directory_error(name, "", error))?;
             if sub.size(layout::CONFIG_DUMP).is_some() {
                 let full = format!("{name}: {directory}");
-                sources.extend(of_directory(&full, sub, false)?);
+                let inner = of_directory(&full, sub, false)?;
+                sources.extend(inner.into_iter().map(|one| one.of_container(directory)));
             }
         }
     }

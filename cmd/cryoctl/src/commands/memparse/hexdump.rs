@@ -8,7 +8,6 @@ use cryo_checkpoint::memory::{self, Memory, Piece};
 
 use super::{Memparse, check_pid};
 use crate::failure::Failure;
-use crate::images;
 use crate::newfile::NewFile;
 
 /// How many bytes of memory are turned into rows at a time: what becomes of them is five times as
@@ -26,7 +25,7 @@ Address           Hexadecimal                                       ASCII       
 -------------------------------------------------------------------------------------\n";
 
 pub(super) fn hexdump(args: &Memparse, path: &Path) -> Result<(), Failure> {
-    let checkpoint = images::checkpoint(path)?;
+    let checkpoint = args.choice.checkpoint(path)?;
     check_pid(&checkpoint, args.pid)?;
     let memory = args.memory(&checkpoint, args.pid)?;
     let (pid, shown) = (args.pid, path.display());

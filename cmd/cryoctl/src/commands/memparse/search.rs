@@ -13,7 +13,6 @@ use serde_json::json;
 use super::super::Format;
 use super::{Memparse, check_pid};
 use crate::failure::Failure;
-use crate::images;
 use crate::newfile::NewFile;
 use crate::progress::Progress;
 use crate::table::Table;
@@ -116,7 +115,7 @@ pub(super) fn search(args: &Memparse, path: &Path) -> Result<(), Failure> {
         return Err(anyhow!("--context may be {MAX_CONTEXT_BYTES} at most").into());
     }
     let wanted = Wanted::new(args)?;
-    let checkpoint = images::checkpoint(path)?;
+    let checkpoint = args.choice.checkpoint(path)?;
     let pids = if args.pid == 0 {
         let living = memory::processes(&checkpoint)?;
         living.iter().map(|(process, _)| process.pid).collect()

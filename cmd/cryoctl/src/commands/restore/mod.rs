@@ -14,6 +14,7 @@ use anyhow::Context;
 use clap::Args;
 use cryo_criu::options;
 
+use crate::choice::Choice;
 use crate::containerd::{Client, Socket, block_on};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -40,6 +41,9 @@ use source::Source;
 pub(crate) struct Restore {
     /// The checkpoint.
     checkpoint: PathBuf,
+
+    #[command(flatten)]
+    choice: Choice,
 
     /// The new container's id [default: that of the checkpoint].
     #[arg(long, conflicts_with = "pod")]
@@ -70,7 +74,7 @@ pub(crate) struct Restore {
     trust: bool,
 
     /// Restore into this pod: the id of its sandbox, or its name.
-    #[arg(long, value_name = "ID|[NAMESPACE/]NAME")]
+    #[arg(long, value_name = "ID|[NAMESPACE/]NAME", conflicts_with = "container")]
     pod: Option<String>,
 
     /// The container's name in the pod [default: that of the checkpoint].
@@ -125,7 +129,7 @@ impl Restore {
 
     async fn make(&self) -> anyhow::Result<String> {
         let interrupt = Interrupt::listen()?;
-        let source = Source::open(&self.checkpoint, self.progress)
+        let source = Source::open(&self.checkpoint, &self.choice, self.progress)
             .with_context(|| format!("cannot restore {}", self.checkpoint.display()))?;
         let namespace = self.namespace.as_deref();
         let namespace = namespace.unwrap_or(match self.pod {

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use cryo_checkpoint::layout;
+use cryo_checkpoint::source::Source as Archive;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::choice::Choice;
 use crate::progress::ProgressArgs;
 
 /// Where archives are unpacked for the time of a restore: as large as they are, and nobody
@@ -46,7 +48,11 @@ impl Source {
     /// # Errors
     ///
     /// When it cannot be read, is none, or is unsafe.
-    pub(super) fn open(path: &Path, progress: ProgressArgs) -> anyhow::Result<Self> {
+    pub(super) fn open(
+        path: &Path,
+        choice: &Choice,
+        progress: ProgressArgs,
+    ) -> anyhow::Result<Self> {
         let named = std::path::absolute(path)?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(WORK);
         made.with_context(|| format!("cannot make {WORK}"))?;
@@ -63,9 +69,9 @@ impl Source {
             spec: None,
         };
         if source.named.is_dir() {
-            source.directory()?;
+            source.directory(choice)?;
         } else {
-            source.unpack(progress)?;
+            source.unpack(choice, progress)?;
         }
         Ok(source)
     }
@@ -86,7 +92,13 @@ impl Source {
         spec.and_then(crate::target::PodOf::read).is_some()
     }
 
-    fn directory(&mut self) -> anyhow::Result<()> {
+    fn directory(&mut self, choice: &Choice) -> anyhow::Result<()> {
+        if choice.container.is_some() {
+            let all = Archive::open_all(&self.named)?;
+            let chosen = choice.one(&self.named, all)?;
+            // One that was found has the name of its directory.
+            self.named.push(chosen.container().unwrap_or_default());
+        }
         let below = self.named.join(layout::CHECKPOINT_DIR);
         self.images = if below.is_dir() {
             below
@@ -103,8 +115,8 @@ impl Source {
     }
 
     /// Takes the files that a restore needs out of an archive, of whatever form.
-    fn unpack(&mut self, progress: ProgressArgs) -> anyhow::Result<()> {
-        let archive = cryo_checkpoint::source::Source::open(&self.named)?;
+    fn unpack(&mut self, choice: &Choice, progress: ProgressArgs) -> anyhow::Result<()> {
+        let archive = choice.one(&self.named, Archive::open_all(&self.named)?)?;
         DirBuilder::new().mode(0o700).create(&self.images)?;
         self.config = archive.json(layout::CONFIG_DUMP)?;
         self.spec = archive.json(layout::SPEC_DUMP)?;

@@ -10,10 +10,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use cryo_checkpoint::source::Source;
 use serde_json::json;
 
 use super::Format;
+use crate::choice::Choice;
 use crate::containerd::Socket;
 use crate::failure::Failure;
 use crate::finding::{self, Finding};
@@ -43,6 +43,9 @@ pub(super) struct Verify {
     origin: Option<PathBuf>,
 
     #[command(flatten)]
+    choice: Choice,
+
+    #[command(flatten)]
     socket: Socket,
 
     #[command(flatten)]
@@ -61,7 +64,7 @@ Exit codes:
 
 impl Verify {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let source = Source::open(&self.checkpoint)?;
+        let source = self.choice.checkpoint(&self.checkpoint)?;
         let node = match &self.node {
             Some(path) => read_node(path)?,
             None => Node::here(Some(&self.socket)),
