@@ -40,7 +40,7 @@ const MAX_FILES: usize = 4096;
 pub struct Record {
     /// When, as RFC 3339 in UTC.
     pub time: String,
-    /// What failed: `dump` or `restore`.
+    /// What failed: `dump` or `restore`; or `resume`, of a client that should have after its dump.
     pub operation: String,
     /// containerd's namespace.
     pub namespace: String,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
@@ -11,6 +12,12 @@ use crate::options::{Checkpoint, Layer, Raw, Restore, Source, Table};
 
 /// Where the configuration is. Every key is optional, and so is the file.
 pub const PATH: &str = "/etc/cryo/config.toml";
+
+/// How long the client of a checkpoint may take to resume what it paused, if nothing is said.
+pub const RESUME_WITHIN: Duration = Duration::from_secs(60 * 60);
+
+/// The key of [`Config::resume_within`].
+const RESUME_WITHIN_KEY: &str = "resume-within";
 
 /// Why it cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +48,10 @@ pub struct Config {
     pub criu: CriuConfig,
     /// `[checkpoint]`
     pub checkpoint: Layer<Checkpoint>,
+    /// `resume-within` in `[checkpoint]`, from the end of a checkpoint to the Resume of the client
+    /// that paused for it; `None` is for ever. Not an option: what a container or a client may
+    /// say does not bind the node to stand by one that is gone.
+    pub resume_within: Option<Duration>,
     /// `[restore]`
     pub restore: Layer<Restore>,
 }
@@ -89,9 +100,20 @@ impl Config {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let written: Written = toml::from_str(text).map_err(|e| e.to_string())?;
+        let mut written: Written = toml::from_str(text).map_err(|e| e.to_string())?;
+        let resume_within = match written.checkpoint.remove(RESUME_WITHIN_KEY) {
+            None => Some(RESUME_WITHIN),
+            Some(value) => span(value.get_ref()).ok_or_else(|| {
+                let line = line_of(&value, text);
+                format!(
+                    "line {line}: [checkpoint] {RESUME_WITHIN_KEY}: {} is not a value of it: it is seconds, a time as \"90s\", \"15m\" or \"1h\" of 1000 days at most, or \"never\"",
+                    raw(value.get_ref())
+                )
+            })?,
+        };
         Ok(Self {
             criu: written.criu,
+            resume_within,
             checkpoint: layer(&written.checkpoint, text)?,
             restore: layer(&written.restore, text)?,
         })
@@ -101,18 +123,53 @@ impl Config {
 fn layer<T: Table>(section: &Section, text: &str) -> Result<Layer<T>, String> {
     let mut layer = Layer::new(Source::Node);
     for (name, value) in section {
-        let raw = match value.get_ref() {
-            Value::String(text) => Raw::Text(text),
-            Value::Boolean(on) => Raw::Bool(*on),
-            Value::Integer(number) => Raw::Integer(*number),
-            other => Raw::Other(other.type_str()),
-        };
-        layer.put(name, raw).map_err(|e| {
-            let before = text.get(..value.span().start).unwrap_or(text);
-            format!("line {}: {e}", before.matches('\n').count() + 1)
-        })?;
+        layer
+            .put(name, raw(value.get_ref()))
+            .map_err(|e| format!("line {}: {e}", line_of(value, text)))?;
     }
     Ok(layer)
+}
+
+fn raw(value: &Value) -> Raw<'_> {
+    match value {
+        Value::String(text) => Raw::Text(text),
+        Value::Boolean(on) => Raw::Bool(*on),
+        Value::Integer(number) => Raw::Integer(*number),
+        other => Raw::Other(other.type_str()),
+    }
+}
+
+fn line_of(value: &Spanned<Value>, text: &str) -> usize {
+    let before = text.get(..value.span().start).unwrap_or(text);
+    before.matches('\n').count() + 1
+}
+
+/// A time; 0 and `never` are without an end. `None` if it is none.
+#[expect(clippy::option_option, reason = "not a time, no end, this long")]
+fn span(value: &Value) -> Option<Option<Duration>> {
+    let seconds = match value {
+        Value::Integer(seconds) => u64::try_from(*seconds).ok()?,
+        Value::String(text) if text == "never" => 0,
+        Value::String(text) => {
+            let (digits, factor) = match text.char_indices().next_back()? {
+                (at, 's') => (text.get(..at)?, 1),
+                (at, 'm') => (text.get(..at)?, 60),
+                (at, 'h') => (text.get(..at)?, 60 * 60),
+                _ => (&**text, 1),
+            };
+            // `parse` alone would take "+1".
+            if !digits.bytes().all(|b| b.is_ascii_digit()) {
+                return None;
+            }
+            digits.parse::<u64>().ok()?.checked_mul(factor)?
+        }
+        _ => return None,
+    };
+    match seconds {
+        0 => Some(None),
+        1..=86_400_000 => Some(Some(Duration::from_secs(seconds))),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -175,6 +232,53 @@ mod tests {
             let error = Config::parse(&text).unwrap_err();
             assert!(error.starts_with(line) && error.contains(key), "{error}");
         }
+    }
+
+    #[test]
+    fn a_client_has_a_time_to_resume() {
+        let within = |value: &str| {
+            let text = format!("[checkpoint]\nfile-locks = true\nresume-within = {value}\n");
+            Config::parse(&text).map(|config| config.resume_within)
+        };
+        assert_eq!(
+            Config::parse("").unwrap().resume_within,
+            Some(RESUME_WITHIN)
+        );
+        for (value, seconds) in [
+            ("90", 90),
+            ("\"90\"", 90),
+            ("\"90s\"", 90),
+            ("\"15m\"", 900),
+            ("\"1h\"", 3600),
+        ] {
+            let wanted = Some(Duration::from_secs(seconds));
+            assert_eq!(within(value).unwrap(), wanted, "{value}");
+        }
+        for never in ["0", "\"0\"", "\"never\"", "\"0h\""] {
+            assert_eq!(within(never).unwrap(), None, "{never}");
+        }
+        for wrong in [
+            "true",
+            "-1",
+            "1.5",
+            "\"\"",
+            "\"h\"",
+            "\"1d\"",
+            "\"+1s\"",
+            "\"1 h\"",
+            "\"ü\"",
+            "\"99999999999999999999h\"",
+            "\"24001h\"",
+        ] {
+            let error = within(wrong).unwrap_err();
+            assert!(
+                error.starts_with("line 3") && error.contains("resume-within"),
+                "{error}"
+            );
+        }
+        // It is no option.
+        let elsewhere = Config::parse("[restore]\nresume-within = 1\n").unwrap_err();
+        assert!(elsewhere.contains("resume-within"), "{elsewhere}");
     }
 
     #[test]

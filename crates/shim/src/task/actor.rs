@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cryo_criu::Abort;
+use cryo_criu::config::RESUME_WITHIN;
 use cryo_engine::spec;
 use cryo_sys::process;
 use oci_spec::runtime::LinuxNamespaceType;
@@ -21,17 +22,13 @@ use super::container::{
 };
 use super::context::{Context, FREEZE_LIMIT, KILL_LIMIT, from_engine, internal};
 use super::dump::{ContainerState, Operation};
+use super::pause::{Due, Ended, Pauses, Why};
 use super::process::{self as exec, Host, Processes};
 use super::state::{Exit, Op, Phase, State};
 use super::stdio::{ContainerEnds, Stdio};
-use super::{checkpoint, kill, oom, restore};
+use super::{checkpoint, criu, failures, kill, oom, restore};
 use crate::events;
 use crate::rpc::TaskError;
-
-/// A pause this short before a checkpoint was made for it. The client that made
-/// it resumes with the checkpoint's deadline, and so never does once that has
-/// passed; nor does a containerd that was restarted meanwhile.
-const PAUSED_FOR_CHECKPOINT: Duration = Duration::from_secs(2);
 
 /// How long Delete waits for a killed process.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
@@ -58,7 +55,8 @@ pub(super) fn spawn(
         init: None,
         stdio,
         ends: init.is_none().then_some(ends),
-        paused_at: None,
+        pauses: Pauses::default(),
+        resume_due: None,
         begun_at: Instant::now(),
         held_exit: None,
         oom: None,
@@ -98,7 +96,9 @@ struct Actor {
     stdio: Stdio,
     /// The container's ends of its streams, until the restore takes them.
     ends: Option<ContainerEnds>,
-    paused_at: Option<Instant>,
+    pauses: Pauses,
+    /// Waits until it is due to resume in a client's place.
+    resume_due: Option<Timer>,
     /// When the operation under way, or the last one, began.
     begun_at: Instant,
     /// An exit that must not be told before the start, before the checkpoint
@@ -156,8 +156,8 @@ impl Actor {
             Command::State(reply) => answer(reply, Ok(self.snapshot())),
             Command::Describe(reply) => answer(reply, Ok(self.describe())),
             Command::Start(reply) => self.start(reply),
-            Command::Pause(reply) => self.switch(Op::Pause, reply),
-            Command::Resume(reply) => self.switch(Op::Resume, reply),
+            Command::Pause(reply) => self.switch(Op::Pause, None, reply),
+            Command::Resume(reply) => self.resume(reply),
             Command::Checkpoint(request, reply) => self.checkpoint(request, reply),
             Command::Delete(reply) => self.delete(reply),
             Command::Kill { signal, all, reply } => {
@@ -192,9 +192,9 @@ impl Actor {
                 }
                 self.tell_exit();
             }
-            Command::ResumeDue(paused_at) => {
-                if self.paused_at == Some(paused_at) {
-                    self.resume_for_client();
+            Command::ResumeDue(due) => {
+                if self.pauses.is_due(&due) {
+                    self.resume_for_client(due.why);
                 }
             }
             Command::Done(done) => return self.done(done),
@@ -318,7 +318,7 @@ impl Actor {
         );
     }
 
-    fn switch(&mut self, op: Op, reply: Reply<()>) {
+    fn switch(&mut self, op: Op, for_client: Option<Why>, reply: Reply<()>) {
         if let Err(error) = self.begin(op) {
             return answer(reply, Err(error));
         }
@@ -330,21 +330,48 @@ impl Actor {
                 } else {
                     cgroups.thaw(FREEZE_LIMIT)
                 }
-                .map_err(internal)
+                .map_err(internal)?;
+                if let Some(Why::Limit(limit)) = for_client {
+                    failures::keep_late_client(context, limit);
+                }
+                Ok(())
             },
-            |result| Done::Switched { result, reply },
+            move |result| Done::Switched {
+                for_client,
+                result,
+                reply,
+            },
         );
     }
 
-    /// Does for the client of a checkpoint what it cannot any more.
-    fn resume_for_client(&mut self) {
-        if self.state.phase() == Phase::Paused {
-            tracing::warn!(
-                id = self.context.id(),
-                "the checkpoint's client is late or gone: resuming for it"
-            );
-            self.switch(Op::Resume, exec::unheard());
+    fn resume(&mut self, reply: Reply<()>) {
+        if self.state.phase() == Phase::Running
+            && let Some(late) = self.pauses.told_late(Instant::now())
+        {
+            let text = format!("cannot resume a running container: {late}");
+            return answer(reply, Err(TaskError::FailedPrecondition(text)));
         }
+        self.switch(Op::Resume, None, reply);
+    }
+
+    /// Does for the client of a checkpoint what it cannot any more.
+    fn resume_for_client(&mut self, why: Why) {
+        if self.state.phase() == Phase::Paused {
+            tracing::warn!(id = self.context.id(), "resuming a paused container: {why}");
+            self.switch(Op::Resume, Some(why), exec::unheard());
+        }
+    }
+
+    /// Resumes in a client's place when it is due.
+    fn resume_at(&mut self, due: Due) {
+        let outbox = self.outbox.clone();
+        let wait = tokio::spawn(async move {
+            tokio::time::sleep_until(due.at.into()).await;
+            if let Some(outbox) = outbox.upgrade() {
+                let _ = outbox.send(Command::ResumeDue(due)).await;
+            }
+        });
+        self.resume_due = Some(Timer(wait));
     }
 
     fn checkpoint(&mut self, request: CheckpointRequest, reply: Reply<()>) {
@@ -362,25 +389,31 @@ impl Actor {
             );
         };
         let path = request.images.clone();
-        let for_this = |at: Instant| paused && at.elapsed() < PAUSED_FOR_CHECKPOINT;
-        let made_for_it = self.paused_at.is_some_and(for_this);
-        let (deadline, client_gone) = (request.deadline, request.client_gone.clone());
+        self.pauses
+            .checkpoint_begins(Instant::now(), request.deadline);
+        let client_gone = request.client_gone.clone();
         self.give_up = client_gone.clone();
         // CRIU is a child for a while, and nobody's to sweep.
         let hold = self.context.shared.reaper.hold();
         self.beside(
             move |context| {
                 let _hold = hold;
-                checkpoint::run(context, pid, paused, &request)
+                let result = checkpoint::run(context, pid, paused, &request);
+                Ok((result, criu::resume_within(context)))
             },
-            move |result| Done::Checkpointed {
-                path,
-                resume_due: deadline.filter(|_| made_for_it),
-                abandoned: made_for_it
-                    && (deadline.is_some_and(|deadline| deadline <= Instant::now())
-                        || client_gone.is_some_and(|client| client.is_triggered())),
-                result,
-                reply,
+            move |done| {
+                let (result, resume_within) =
+                    done.unwrap_or_else(|panicked| (Err(panicked), Some(RESUME_WITHIN)));
+                let ended = Ended {
+                    client_gone: client_gone.is_some_and(|client| client.is_triggered()),
+                    resume_within,
+                };
+                Done::Checkpointed {
+                    path,
+                    ended,
+                    result,
+                    reply,
+                }
             },
         );
     }
@@ -452,6 +485,7 @@ impl Actor {
                 }
             });
             self.state.thawed();
+            self.pauses.over();
         }
         Ok(())
     }
@@ -558,21 +592,38 @@ impl Actor {
                 answer(reply, result);
                 self.tell_exit();
             }
-            Done::Switched { result, reply } => {
+            Done::Switched {
+                for_client,
+                result,
+                reply,
+            } => {
                 let pausing = self.state.busy() == Some(Op::Pause);
-                if result.is_ok() && pausing {
-                    self.paused_at = Some(Instant::now());
-                    events::paused(sink, self.context.id());
-                } else if result.is_ok() {
-                    events::resumed(sink, self.context.id());
+                let now = Instant::now();
+                match (&result, for_client) {
+                    (Ok(()), _) if pausing => {
+                        self.pauses.begun(now);
+                        events::paused(sink, self.context.id());
+                    }
+                    (Ok(()), _) => {
+                        self.resume_due = None;
+                        match for_client {
+                            Some(why) => self.pauses.undone(now, why),
+                            None => self.pauses.over(),
+                        }
+                        events::resumed(sink, self.context.id());
+                    }
+                    (Err(error), Some(why)) => {
+                        tracing::error!(id = self.context.id(), %error, "cannot resume in a client's place");
+                        self.resume_at(self.pauses.again(now, why));
+                    }
+                    (Err(_), None) => {}
                 }
                 self.state.end(result.is_ok());
                 answer(reply, result);
             }
             Done::Checkpointed {
                 path,
-                abandoned,
-                resume_due,
+                ended,
                 result,
                 reply,
             } => {
@@ -584,19 +635,10 @@ impl Actor {
                 self.give_up = None;
                 answer(reply, result);
                 self.tell_exit();
-                let asked_to = |c: &Command| matches!(c, Command::Resume(_));
-                if self.deferred.iter().any(asked_to) {
-                    // That comes next.
-                } else if abandoned {
-                    self.resume_for_client();
-                } else if let (Some(due), Some(paused_at)) = (resume_due, self.paused_at) {
-                    let outbox = self.outbox.clone();
-                    tokio::spawn(async move {
-                        tokio::time::sleep_until(due.into()).await;
-                        if let Some(outbox) = outbox.upgrade() {
-                            let _ = outbox.send(Command::ResumeDue(paused_at)).await;
-                        }
-                    });
+                if self.state.phase() == Phase::Paused
+                    && let Some(due) = self.pauses.checkpoint_ended(Instant::now(), ended)
+                {
+                    self.resume_at(due);
                 }
             }
             Done::Deleted { result, reply } => {
@@ -627,6 +669,16 @@ impl Actor {
             }
         }
         std::ops::ControlFlow::Continue(())
+    }
+}
+
+/// A task that ends with this.
+#[derive(Debug)]
+struct Timer(tokio::task::JoinHandle<()>);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -101,6 +101,16 @@ pub fn run(
         images.clear(layout::DESCRIPTORS)?;
         result = dump()?;
     }
+    // containerd removes a folder of its own as soon as nobody waits for its answer any more.
+    if !descriptors.exists() {
+        if let Some(client) = &request.client_gone {
+            client.trigger();
+        }
+        return Err(TaskError::Aborted(format!(
+            "the image directory {} was removed while the checkpoint was made: ask once more",
+            request.images.display()
+        )));
+    }
     result.map_err(|e| match work.failed(context, "dump", e) {
         full @ TaskError::ResourceExhausted(_) => {
             full.with_note(&format!("images: {}", request.images.display()))
@@ -181,7 +191,9 @@ impl Drop for Images {
         } else {
             fs::remove_dir_all(&self.path)
         };
-        if let Err(error) = removed {
+        if let Err(error) = removed
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!(%error, path = %self.path.display(), "parts of a failed checkpoint stay");
         }
     }

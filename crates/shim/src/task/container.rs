@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::actor;
 use super::context::Context;
 use super::dump::ContainerState;
+use super::pause::{Due, Ended, Why};
 use super::process::{self as exec, Exec, ExecRequest};
 use super::reaper::Hold;
 use super::state::{Exit, Phase};
@@ -83,8 +84,8 @@ pub(super) enum Command {
     Exited(Exit),
     /// The execs had their time.
     TellExit,
-    /// The client of a checkpoint, that paused at this time for it, had its time.
-    ResumeDue(Instant),
+    /// The client of a checkpoint, that paused for it, had its time.
+    ResumeDue(Due),
     Done(Done),
 }
 
@@ -96,15 +97,14 @@ pub(super) enum Done {
         reply: Reply<Pid>,
     },
     Switched {
+        /// The shim did it in a client's place.
+        for_client: Option<Why>,
         result: Result<(), TaskError>,
         reply: Reply<()>,
     },
     Checkpointed {
         path: PathBuf,
-        /// Nobody is left to resume what was paused for it.
-        abandoned: bool,
-        /// After this nobody is.
-        resume_due: Option<Instant>,
+        ended: Ended,
         result: Result<(), TaskError>,
         reply: Reply<()>,
     },

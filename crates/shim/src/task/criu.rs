@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cryo_criu::config::{self, Config};
 use cryo_criu::{Cause, Criu, CriuError};
@@ -23,6 +24,12 @@ pub(super) fn config(context: &Context) -> Result<Config, TaskError> {
         }
         _ => TaskError::FailedPrecondition(error.to_string()),
     })
+}
+
+/// How long a client may take from the end of its checkpoint to its Resume, as the node's
+/// configuration has it now; one that cannot be read has the default.
+pub(super) fn resume_within(context: &Context) -> Option<Duration> {
+    Config::load(&context.shared.config).map_or(Some(config::RESUME_WITHIN), |c| c.resume_within)
 }
 
 /// The CRIU that the node's configuration names, known to be new enough.
@@ -83,7 +90,7 @@ impl WorkDir {
             diagnosis.as_ref(),
             &error.to_string(),
         );
-        match failures::keep(Path::new(failures::DIR), &record, &log) {
+        match failures::keep(Path::new(failures::DIR), &record, Some(&log)) {
             Some(log) => error.with_note(&format!("full log: {}", log.display())),
             None => error,
         }

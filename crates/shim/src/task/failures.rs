@@ -4,12 +4,14 @@
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(super) use cryo_checkpoint::failures::DIR;
 use cryo_checkpoint::failures::{KEEP, LOG, MAX_LOG_BYTES, RECORD, Record};
 use cryo_criu::{Cause, Diagnosis};
 
+use super::context::Context;
+use super::pause::Why;
 use crate::log::Rfc3339;
 
 /// Longer errors are cut, so that no record is longer than its readers accept.
@@ -37,6 +39,16 @@ pub(super) fn record(
     }
 }
 
+/// Keeps that a container stayed paused after a checkpoint, until the shim resumed it.
+pub(super) fn keep_late_client(context: &Context, limit: Duration) {
+    let cause = Why::Limit(limit).to_string();
+    let record = Record {
+        remedy: Some("if the client died, nothing: the container runs again; if it is only slow, allow it more with resume-within under [checkpoint] in /etc/cryo/config.toml, and make the checkpoint again, as its copy of the container's files may not fit it".to_owned()),
+        ..record("resume", &context.shared.namespace, context.id(), None, &cause)
+    };
+    keep(Path::new(DIR), &record, None);
+}
+
 fn one_line(error: &str) -> String {
     let mut line = String::new();
     for c in error.chars() {
@@ -50,7 +62,7 @@ fn one_line(error: &str) -> String {
 
 /// Keeps `record` and the end of `log`. Answers where the latter is, unless there is none or
 /// it cannot be kept: then the failure at hand is still the one to report.
-pub(super) fn keep(dir: &Path, record: &Record, log: &Path) -> Option<PathBuf> {
+pub(super) fn keep(dir: &Path, record: &Record, log: Option<&Path>) -> Option<PathBuf> {
     fs::create_dir_all(dir).ok()?;
     let stamp = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -72,7 +84,7 @@ pub(super) fn keep(dir: &Path, record: &Record, log: &Path) -> Option<PathBuf> {
             .ok()
             .map(|()| path)
     };
-    let log = tail(log).and_then(|text| write(LOG, &text));
+    let log = log.and_then(tail).and_then(|text| write(LOG, &text));
     if let Ok(json) = serde_json::to_vec_pretty(record) {
         write(RECORD, &json);
     }
@@ -123,7 +135,7 @@ mod tests {
         let diagnosis = diagnose(&lines);
         let error = "\"\u{1}".repeat(100_000);
         let record = record("dump", "ns", "id", Some(&diagnosis), &error);
-        assert_eq!(keep(&kept, &record, &log), None);
+        assert_eq!(keep(&kept, &record, Some(&log)), None);
         fs::write(&log, vec![b'x'; 2 * 1024 * 1024]).unwrap();
         fs::write(kept.join("1-dump-ns-old.log"), "of an older version").unwrap();
         for i in 0..KEEP + 5 {
@@ -131,7 +143,7 @@ mod tests {
                 container: format!("id{i}"),
                 ..record.clone()
             };
-            let path = keep(&kept, &record, &log).unwrap();
+            let path = keep(&kept, &record, Some(&log)).unwrap();
             assert_eq!(fs::metadata(&path).unwrap().len(), MAX_LOG_BYTES);
             let json = fs::metadata(path.with_extension(RECORD)).unwrap().len();
             assert!(json <= MAX_RECORD_BYTES, "{json}");

@@ -13,6 +13,7 @@ mod gate;
 mod hostname;
 mod kill;
 pub mod oom;
+mod pause;
 pub mod process;
 pub mod reaper;
 pub mod restore;

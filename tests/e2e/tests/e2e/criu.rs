@@ -53,12 +53,31 @@ pub(crate) async fn meet<T>(
 /// Holds the criu up that dumps the container into this folder of its node, as soon as it is there.
 pub(crate) async fn hold_dump(container: &Container, folder: &str) -> anyhow::Result<Pid> {
     let folder = container.node.host(folder);
+    // Before there is something in the folder, it is one that is asked for its version.
+    hold(container, |_| {
+        std::fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some())
+    })
+    .await
+}
+
+/// The same with a folder that containerd makes.
+pub(crate) async fn hold_dump_somewhere(container: &Container) -> anyhow::Result<Pid> {
+    hold(container, |criu| {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", criu.as_raw_nonzero()));
+        fds.into_iter().flatten().flatten().any(|fd| {
+            std::fs::read_link(fd.path())
+                .is_ok_and(|to| to.to_string_lossy().contains("ctrd-checkpoint"))
+        })
+    })
+    .await
+}
+
+async fn hold(container: &Container, begun: impl Fn(Pid) -> bool) -> anyhow::Result<Pid> {
     let shims = container.node.shims_of(&container.id);
     let end = Instant::now() + PATIENCE;
     loop {
-        // Before there is something in the folder, it is one that is asked for its version.
-        let begun = std::fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some());
-        if begun && let Some(criu) = of_shims(&shims).into_iter().find(|criu| stop(*criu)) {
+        let mut criu = of_shims(&shims).into_iter();
+        if let Some(criu) = criu.find(|criu| begun(*criu) && stop(*criu)) {
             return Ok(criu);
         }
         ensure!(Instant::now() < end, "criu does not run");

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use cryo_e2e::containerd::{CheckpointOptions, State};
 use cryo_e2e::context::{Container, Context, Output};
-use cryo_e2e::lab::Node;
+use cryo_e2e::lab::{Node, NodeConfig};
 use cryo_e2e::patience::{PATIENCE, until};
 use cryo_e2e::workload::{BUSYBOX, COUNTER, PYTHON, consecutive, goes_on, heap, numbers};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::{Code, Status};
 
+use self::criu_gone::kept;
 pub(crate) use self::criu_gone::{
     criu_killed_in_a_dump, criu_killed_in_a_restore, criu_missing, criu_too_old, old_criu,
 };
@@ -361,23 +362,24 @@ struct HeldUp {
 }
 
 impl HeldUp {
-    /// `timeout` is the client's own, 0 for none.
+    /// `timeout` is the client's own, 0 for none. Without a folder containerd makes one.
     async fn checkpoint(
         container: &Container,
-        image: &str,
+        image: Option<&str>,
         timeout: &'static str,
     ) -> anyhow::Result<Self> {
-        let (node, id, to) = (
-            container.node.clone(),
-            container.id.clone(),
-            image.to_owned(),
-        );
+        let (node, id) = (container.node.clone(), container.id.clone());
+        let to = image.map(|image| format!("--image-path={image}"));
         let client = tokio::spawn(async move {
-            let ctr = ["ctr", "--timeout", timeout, "task", "checkpoint"];
-            let command = [&ctr[..], &["--image-path", &to, &id]].concat();
+            let mut command = vec!["ctr", "--timeout", timeout, "task", "checkpoint"];
+            command.extend(to.as_deref());
+            command.push(&id);
             node.exec(&command).await
         });
-        let criu = criu::hold_dump(container, image).await?;
+        let criu = match image {
+            Some(image) => criu::hold_dump(container, image).await?,
+            None => criu::hold_dump_somewhere(container).await?,
+        };
         Ok(Self { criu, client })
     }
 
@@ -391,7 +393,7 @@ pub(crate) async fn a_second_checkpoint_at_once_is_refused(cx: Context) -> anyho
     let (container, output) = cx.shell(node, COUNTER).await?;
     output.count_to(2).await?;
     let image = cx.folder(node, "image")?;
-    let first = HeldUp::checkpoint(&container, &image, "0").await?;
+    let first = HeldUp::checkpoint(&container, Some(&image), "0").await?;
     let second = cx.folder(node, "second")?;
     let answer = checkpoint(&container, &second).await;
     first.let_go()?;
@@ -422,19 +424,43 @@ async fn killed_in_a_dump(
     container: &Container,
     timeout: &'static str,
 ) -> anyhow::Result<String> {
+    let image = cx.folder(&container.node, "image")?;
+    killed_in_a_dump_to(container, Some(&image), timeout).await?;
+    Ok(image)
+}
+
+async fn killed_in_a_dump_to(
+    container: &Container,
+    image: Option<&str>,
+    timeout: &'static str,
+) -> anyhow::Result<()> {
     let node = &container.node;
-    let image = cx.folder(node, "image")?;
-    let held_up = HeldUp::checkpoint(container, &image, timeout).await?;
+    let held_up = HeldUp::checkpoint(container, image, timeout).await?;
     let clients = node.processes("ctr");
     for pid in &clients {
         if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
             kill_process(pid, Signal::KILL)?;
         }
     }
-    held_up.let_go()?;
+    if image.is_none() {
+        // It is containerd's, which takes it away when it has seen its client go.
+        let removed = || Ok(containerds_folders(node)?.is_empty().then_some(()));
+        let removed = until("containerd removes its folder", removed).await;
+        held_up.let_go()?;
+        removed?;
+    } else {
+        held_up.let_go()?;
+    }
     ensure!(!clients.is_empty(), "no ctr was seen");
     let _killed = held_up.client.await?;
-    Ok(image)
+    Ok(())
+}
+
+/// The folders of checkpoints that containerd itself has made.
+fn containerds_folders(node: &Node) -> anyhow::Result<Vec<String>> {
+    let entries = std::fs::read_dir(node.host("/tmp"))?.flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|n| n.starts_with("ctrd-checkpoint")).collect())
 }
 
 /// Checkpoints once more.
@@ -476,6 +502,59 @@ pub(crate) async fn a_client_without_a_deadline_killed_before_its_resume(
     container.wait_for(State::Running).await?;
     unharmed(&container, &output).await?;
     checkpoints_again(&cx, &container).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// What tells of the client's end is that containerd removes the folder that it made.
+pub(crate) async fn a_client_killed_in_a_dump_to_containerds_folder(
+    cx: Context,
+) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    killed_in_a_dump_to(&container, None, "0").await?;
+    container.wait_for(State::Running).await?;
+    unharmed(&container, &output).await?;
+    let left = containerds_folders(node)?;
+    ensure!(left.is_empty(), "parts of the checkpoint stay: {left:?}");
+    checkpoints_again(&cx, &container).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+pub(crate) async fn a_client_that_never_resumes_has_a_limit(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let _config = NodeConfig::set(node, "[checkpoint]\nresume-within = \"1s\"\n")?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let image = killed_in_a_dump(&cx, &container, "0").await?;
+    container.wait_for(State::Running).await?;
+    unharmed(&container, &output).await?;
+    is_checkpoint(node, &image)?;
+    kept(
+        node,
+        &container.id,
+        "the client of its checkpoint did not resume it within 1 s",
+    )?;
+    // One that was only slow learns that it came too late.
+    explained(
+        &cx,
+        container.api.resume(&container.id).await,
+        &[Code::FailedPrecondition],
+        &["resumed", "within 1 s", "may not fit the checkpoint"],
+    )?;
+    checkpoints_again(&cx, &container).await?;
+
+    // Paused for something else, which the checkpoint has nothing to do with.
+    container.api.pause(&container.id).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let by_hand = cx.folder(node, "by-hand")?;
+    container.checkpoint(&by_hand, false).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    container.expect(State::Paused).await?;
+    container.api.resume(&container.id).await?;
+    unharmed(&container, &output).await?;
     container.kill_and_delete().await?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use cryo_e2e::containerd::State;
 use cryo_e2e::context::{Container, Context};
 use cryo_e2e::cri::ContainerState;
-use cryo_e2e::lab::{Finished, Node};
+use cryo_e2e::lab::{Finished, Node, NodeConfig, parent};
 use cryo_e2e::patience::PATIENCE;
 use cryo_e2e::workload::{BUSYBOX, COUNTER, FILE_COUNTER, PYTHON, goes_on, numbers};
 use rustix::process::{Pid, Signal, kill_process};
@@ -470,6 +470,40 @@ pub(crate) async fn ctrl_c_and_the_deadline_give_it_up(cx: Context) -> anyhow::R
         .success()?;
     container.expect(State::Paused).await?;
     container.api.resume(&container.id).await?;
+    unharmed(&container, &output).await?;
+    container.kill_and_delete().await?;
+    Ok(())
+}
+
+/// A cryoctl that stands still after its dump for longer than the node allows.
+pub(crate) async fn a_copy_that_comes_too_late_is_refused(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let _config = NodeConfig::set(node, "[checkpoint]\nresume-within = 1\n")?;
+    let (container, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let folder = cx.folder(node, "out")?;
+    let (criu, client) = held_up(&container, &folder, &["--leave-running"]).await?;
+    let cryoctl = *node.processes("cryoctl").first().context("no cryoctl")?;
+    // The nsenter that started it stops when its child does.
+    let nsenter = parent(cryoctl).context("cryoctl has no parent")?;
+    let signal = |pid: u32, signal| {
+        let pid = Pid::from_raw(pid.cast_signed()).context("no such pid")?;
+        kill_process(pid, signal).context("signal cryoctl")
+    };
+    signal(cryoctl, Signal::STOP)?;
+    criu::let_go(criu)?;
+    let resumed = container.wait_for(State::Running).await;
+    signal(cryoctl, Signal::CONT)?;
+    signal(nsenter, Signal::CONT)?;
+    resumed?;
+    let done = client.await??;
+    ensure!(
+        done.code == 1
+            && done.stderr.contains("before its files were copied")
+            && done.stderr.contains("within 1 s"),
+        "{done:?}"
+    );
+    ensure!(names(node, &folder)?.is_empty(), "parts of it were left");
     unharmed(&container, &output).await?;
     container.kill_and_delete().await?;
     Ok(())

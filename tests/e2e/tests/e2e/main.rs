@@ -314,6 +314,12 @@ fn main() -> ExitCode {
             .alone()
             .fails_on_runc("nobody resumes: the container stays frozen"),
         test!(failures::a_client_without_a_deadline_killed_before_its_resume).alone(),
+        test!(failures::a_client_killed_in_a_dump_to_containerds_folder)
+            .alone()
+            .fails_on_runc("nobody resumes: the container stays frozen"),
+        test!(failures::a_client_that_never_resumes_has_a_limit)
+            .alone()
+            .fails_on_runc("nobody resumes: the container stays frozen"),
         test!(preflight::obstacles_are_told_by_name).not_on_runc(NO_PREFLIGHT),
         test!(preflight::what_criu_can_save_is_not_refused).not_on_runc(NO_PREFLIGHT),
         test!(preflight::options_allow_what_they_name).not_on_runc(NO_PREFLIGHT),
@@ -329,6 +335,9 @@ fn main() -> ExitCode {
         test!(live::ps_tells_what_is_in_the_way).not_on_runc(NO_CRYOCTL),
         test!(live::verify_tells_what_is_in_the_way).not_on_runc(NO_CRYOCTL),
         test!(live::ctrl_c_and_the_deadline_give_it_up)
+            .alone()
+            .not_on_runc(NO_CRYOCTL),
+        test!(live::a_copy_that_comes_too_late_is_refused)
             .alone()
             .not_on_runc(NO_CRYOCTL),
         test!(live::doctor_finds_what_is_wrong)

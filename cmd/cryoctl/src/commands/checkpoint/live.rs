@@ -63,7 +63,8 @@ pub(super) async fn take(
         stopped: Vec::new(),
     };
     let taken = session.take_all(found, outputs).await;
-    let resumed = session.resume_all().await;
+    let copied = outputs.iter().any(Output::is_archive);
+    let resumed = session.resume_all(copied).await;
     let taken = taken?;
     resumed?;
     Ok(taken)
@@ -249,7 +250,8 @@ impl Session<'_> {
         let _ = asked;
     }
 
-    async fn resume_all(&mut self) -> anyhow::Result<()> {
+    /// `copied` are files too, that had to stay as they were.
+    async fn resume_all(&mut self, copied: bool) -> anyhow::Result<()> {
         let mut first = Ok(());
         for id in std::mem::take(&mut self.stopped) {
             let method = "/containerd.services.tasks.v1.Tasks/Resume";
@@ -258,19 +260,21 @@ impl Session<'_> {
                 .client
                 .call_within(3 * LIMIT, what, method, Id::of(&id))
                 .await;
-            // The shim may have done it for us, at the deadline.
-            if let Err(error) = asked
-                && self
-                    .client
-                    .task(&id)
-                    .await
-                    .is_ok_and(|t| t.status() == State::Paused)
-            {
-                first = first.and(Err(anyhow::Error::from(error).context(format!(
+            let Err(error) = asked else {
+                continue;
+            };
+            let what = match self.client.task(&id).await.map(|task| task.status()) {
+                Ok(State::Paused) => format!(
                     "the container {id} is still paused: `ctr --namespace {} task resume {id}`",
                     self.client.namespace()
-                ))));
-            }
+                ),
+                // By the shim, at the deadline, or by somebody else.
+                Ok(State::Running) if copied => format!(
+                    "the container {id} was resumed before its files were copied, which may not fit its memory: make the checkpoint again, and allow more with --deadline"
+                ),
+                _ => continue,
+            };
+            first = first.and(Err(anyhow::Error::from(error).context(what)));
         }
         first
     }

@@ -97,6 +97,7 @@ pub(super) fn config() -> String {
         "# What this node decides for cryo. Every key is optional; docs/configuration.md has all.\n\n[criu]\n# The program that freezes and wakes, 4.0 or newer.\n# path = \"/usr/sbin/criu\"\n",
     );
     section::<Checkpoint>(&mut text);
+    text.push_str("# How long a client may take from its checkpoint to its Resume: 90s, 15m, 1h, or never.\n# resume-within = \"1h\"\n");
     section::<Restore>(&mut text);
     text
 }

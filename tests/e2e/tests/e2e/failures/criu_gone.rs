@@ -95,7 +95,7 @@ async fn other_criu(cx: &Context, path: &str, words: &[&str]) -> anyhow::Result<
 }
 
 /// Checks that the node keeps the failure of a container, with this cause and a remedy.
-fn kept(node: &Node, id: &str, cause: &str) -> anyhow::Result<()> {
+pub(super) fn kept(node: &Node, id: &str, cause: &str) -> anyhow::Result<()> {
     let mut causes = Vec::new();
     for entry in std::fs::read_dir(node.host("/var/lib/cryo/failures"))? {
         let path = entry?.path();
