@@ -35,7 +35,14 @@ struct Still {
     still: &'static str,
 }
 
-const STILL: [Still; 3] = [
+const STILL: [Still; 4] = [
+    Still {
+        heap_mib: 0,
+        open_tcp: false,
+        connected: false,
+        checkpoint: "checkpoint of an idle container (leave running), ms",
+        still: "... of it an idle container stood still, ms",
+    },
     Still {
         heap_mib: 64,
         open_tcp: false,
