@@ -23,13 +23,15 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use cryo_criu_image::files::{Descriptor, Object, OpenFile, Terminal};
-use cryo_criu_image::inventory::{IMAGE_VERSION, Inventory, TaskIds};
+use cryo_criu_image::inventory::{
+    Clocks, IMAGE_VERSION, IdMaps, Inventory, TaskIds, with_root_ids,
+};
 use cryo_criu_image::pstree::ProcessTree;
 pub use cryo_criu_image::seccomp::Filter;
 use cryo_criu_image::seccomp::Filters;
 use cryo_criu_image::stats::DumpStats;
 use cryo_criu_image::task::Core;
-use cryo_criu_image::{Body, Kind, Reader, View};
+use cryo_criu_image::{Body, Kind, RawReader, Reader, View, Writer};
 
 use crate::descriptors::{self, Descriptors, StdioKey};
 use crate::flat::{self, FlatDir};
@@ -182,6 +184,7 @@ pub struct ImageDir {
     inventory: Inventory,
     tree: ProcessTree,
     root: Core,
+    ids: Option<TaskIds>,
     stdio: [Option<StdioKey>; 3],
     stats: Option<DumpStats>,
 }
@@ -274,6 +277,7 @@ impl ImageDir {
             inventory,
             tree,
             root,
+            ids,
             stdio,
             stats,
         })
@@ -327,6 +331,75 @@ impl ImageDir {
     /// container holds both ends.
     pub fn stdio_keys(&self) -> &[Option<StdioKey>; 3] {
         &self.stdio
+    }
+
+    /// Whether part of its memory is in other directories.
+    pub fn has_parents(&self) -> bool {
+        !self.parents.is_empty()
+    }
+
+    /// `inventory.img` for a CRIU that runs in the container's user namespace, and, with `uts`,
+    /// is not to set the host name. `None` where the checkpoint is not of a container with a user
+    /// namespace of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be read.
+    pub fn inventory_inside(&self, uts: bool) -> Result<Option<Vec<u8>>, Error> {
+        let name = Kind::Inventory.file_name(0);
+        let damaged = |source| damaged(&name, source);
+        let (Some(ids), Some(mut root)) = (&self.ids, self.inventory.root_ids) else {
+            return Ok(None);
+        };
+        if ids.user_ns.is_none() || ids.user_ns == root.user_ns {
+            return Ok(None);
+        }
+        root.user_ns = ids.user_ns;
+        if uts {
+            root.uts_ns = ids.uts_ns;
+        }
+        let file = open(&self.files, &name)?;
+        let mut reader = RawReader::new(&*name, Kind::Inventory, file).map_err(damaged)?;
+        let mut image = Writer::new(Kind::Inventory, Vec::new()).map_err(damaged)?;
+        if let Some(entry) = reader.next_entry().map_err(damaged)? {
+            let entry = with_root_ids(entry.bytes, &root);
+            image.entry(&entry).map_err(damaged)?;
+        }
+        Ok(Some(image.into_inner()))
+    }
+
+    /// Who its users were on its node; `None` without a user namespace of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be read.
+    pub fn id_maps(&self) -> Result<Option<IdMaps>, Error> {
+        let (Some(ids), Some(root)) = (&self.ids, &self.inventory.root_ids) else {
+            return Ok(None);
+        };
+        match ids.user_ns {
+            Some(ns) if ids.user_ns != root.user_ns => {
+                one(&self.files, Kind::Userns, ns.into()).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What the container's clocks showed at the dump; `None` where it did not tell.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be read.
+    pub fn clocks(&self) -> Result<Option<Clocks>, Error> {
+        let own = match (&self.ids, &self.inventory.root_ids) {
+            (Some(ids), Some(root)) if ids.time_ns != root.time_ns => ids.time_ns.unwrap_or(0),
+            _ => 0,
+        };
+        let name = Kind::Timens.file_name(own.into());
+        match self.files.size(&name) {
+            Some(_) => one(&self.files, Kind::Timens, own.into()).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The seccomp filters of all tasks.

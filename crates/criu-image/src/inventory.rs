@@ -1,6 +1,10 @@
 //! `inventory.img`: what the rest of the directory is.
 
-use crate::msg::{InventoryEntry, TaskKobjIdsEntry};
+use prost::Message as _;
+
+use crate::msg::{
+    InventoryEntry, TaskKobjIdsEntry, TimensEntry, Timespec, UidGidExtent, UsernsEntry,
+};
 use crate::{At, Error, Kind, View};
 
 /// The only version of the image format in use: CRIU has written it since 2014.
@@ -52,6 +56,108 @@ impl View for Inventory {
             tcp_close: wire.tcp_close.unwrap_or_default(),
             network_lock_method: wire.network_lock_method,
             plugins: wire.plugins_entry.map(|entry| entry.plugins),
+        })
+    }
+}
+
+/// An inventory as it was, but that CRIU takes these for the namespaces in which it ran.
+///
+/// Of a message that is there twice the second one's fields count, so nothing else is touched,
+/// and nothing lost that only a newer CRIU knows.
+#[must_use]
+pub fn with_root_ids(entry: &[u8], ids: &TaskIds) -> Vec<u8> {
+    let more = InventoryEntry {
+        root_ids: Some(ids.to_wire()),
+        ..InventoryEntry::default()
+    };
+    let mut bytes = entry.to_vec();
+    bytes.extend(more.encode_to_vec());
+    bytes
+}
+
+/// An inventory as it was, but that CRIU takes this for the cgroup set in which it ran.
+#[must_use]
+pub fn with_root_cg_set(entry: &[u8], set: u32) -> Vec<u8> {
+    let more = InventoryEntry {
+        root_cg_set: Some(set),
+        ..InventoryEntry::default()
+    };
+    let mut bytes = entry.to_vec();
+    bytes.extend(more.encode_to_vec());
+    bytes
+}
+
+/// What the clocks of a time namespace showed at the dump, as seconds and nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clocks {
+    /// The monotonic one.
+    pub monotonic: (i64, i64),
+    /// The one of the boot time.
+    pub boottime: (i64, i64),
+}
+
+impl View for Clocks {
+    type Wire = TimensEntry;
+
+    const KIND: Kind = Kind::Timens;
+
+    fn from_wire(wire: Self::Wire, at: At<'_>) -> Result<Self, Error> {
+        let moment = |clock: Option<Timespec>, name| {
+            let clock = at.need(clock, name)?;
+            let number = |n: Option<u64>| {
+                let n = at.need(n, name)?;
+                // More seconds than any clock has: the kernel refuses them.
+                Ok::<_, Error>(i64::try_from(n).unwrap_or(i64::MAX))
+            };
+            Ok::<_, Error>((number(clock.tv_sec)?, number(clock.tv_nsec)?))
+        };
+        Ok(Self {
+            monotonic: moment(wire.monotonic, "monotonic")?,
+            boottime: moment(wire.boottime, "boottime")?,
+        })
+    }
+}
+
+/// Who the users and groups of a user namespace are outside of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMaps {
+    /// Users.
+    pub uids: Vec<IdRange>,
+    /// Groups.
+    pub gids: Vec<IdRange>,
+}
+
+/// A run of ids of a user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    /// The first one inside.
+    pub inside: u32,
+    /// What that is outside.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl View for IdMaps {
+    type Wire = UsernsEntry;
+
+    const KIND: Kind = Kind::Userns;
+
+    fn from_wire(wire: Self::Wire, at: At<'_>) -> Result<Self, Error> {
+        let ranges = |map: Vec<UidGidExtent>| {
+            map.into_iter()
+                .map(|e| {
+                    Ok(IdRange {
+                        inside: at.need(e.first, "first")?,
+                        outside: at.need(e.lower_first, "lower_first")?,
+                        count: at.need(e.count, "count")?,
+                    })
+                })
+                .collect::<Result<_, Error>>()
+        };
+        Ok(Self {
+            uids: ranges(wire.uid_map)?,
+            gids: ranges(wire.gid_map)?,
         })
     }
 }
@@ -111,6 +217,25 @@ pub struct TaskIds {
     pub time_ns: Option<u32>,
 }
 
+impl TaskIds {
+    fn to_wire(self) -> TaskKobjIdsEntry {
+        TaskKobjIdsEntry {
+            vm_id: Some(self.vm),
+            files_id: Some(self.files),
+            fs_id: Some(self.fs),
+            sighand_id: Some(self.sighand),
+            pid_ns_id: self.pid_ns,
+            net_ns_id: self.net_ns,
+            ipc_ns_id: self.ipc_ns,
+            uts_ns_id: self.uts_ns,
+            mnt_ns_id: self.mnt_ns,
+            user_ns_id: self.user_ns,
+            cgroup_ns_id: self.cgroup_ns,
+            time_ns_id: self.time_ns,
+        }
+    }
+}
+
 impl View for TaskIds {
     type Wire = TaskKobjIdsEntry;
 
@@ -131,5 +256,44 @@ impl View for TaskIds {
             cgroup_ns: wire.cgroup_ns_id,
             time_ns: wire.time_ns_id,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_namespaces_leave_the_rest_as_it_is() {
+        let ids = |user| TaskIds {
+            vm: 1,
+            files: 2,
+            fs: 3,
+            sighand: 4,
+            pid_ns: Some(5),
+            net_ns: Some(6),
+            ipc_ns: None,
+            uts_ns: Some(8),
+            mnt_ns: Some(9),
+            user_ns: Some(user),
+            cgroup_ns: Some(11),
+            time_ns: Some(12),
+        };
+        let before = InventoryEntry {
+            img_version: Some(IMAGE_VERSION),
+            root_ids: Some(ids(1).to_wire()),
+            dump_uptime: Some(77),
+            ..InventoryEntry::default()
+        };
+        let mut bytes = before.encode_to_vec();
+        // Field 31, a number: of no CRIU yet.
+        bytes.extend([0xf8, 0x01, 0x05]);
+        let after = with_root_ids(&bytes, &ids(14));
+        assert!(after.starts_with(&bytes));
+        let wanted = InventoryEntry {
+            root_ids: Some(ids(14).to_wire()),
+            ..before
+        };
+        assert_eq!(InventoryEntry::decode(after.as_slice()).unwrap(), wanted);
     }
 }

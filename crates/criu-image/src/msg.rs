@@ -85,6 +85,44 @@ pub struct TaskKobjIdsEntry {
     pub time_ns_id: Option<u32>,
 }
 
+/// `userns-NS.img`: who the users of a user namespace are.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct UsernsEntry {
+    #[prost(message, repeated, tag = "1")]
+    pub uid_map: Vec<UidGidExtent>,
+    #[prost(message, repeated, tag = "2")]
+    pub gid_map: Vec<UidGidExtent>,
+}
+
+/// A run of ids.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct UidGidExtent {
+    #[prost(uint32, optional, tag = "1")]
+    pub first: Option<u32>,
+    #[prost(uint32, optional, tag = "2")]
+    pub lower_first: Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub count: Option<u32>,
+}
+
+/// `timens-NS.img`: what the clocks showed.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct TimensEntry {
+    #[prost(message, optional, tag = "1")]
+    pub monotonic: Option<Timespec>,
+    #[prost(message, optional, tag = "2")]
+    pub boottime: Option<Timespec>,
+}
+
+/// A moment of a clock.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Timespec {
+    #[prost(uint64, optional, tag = "1")]
+    pub tv_sec: Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    pub tv_nsec: Option<u64>,
+}
+
 /// `stats-dump` and `stats-restore`.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct StatsEntry {

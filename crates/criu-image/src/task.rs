@@ -19,6 +19,8 @@ pub struct Core {
     pub seccomp_mode: Option<i32>,
     /// The first of its filters, by its position in `seccomp.img`.
     pub seccomp_filter: Option<u32>,
+    /// The set of cgroups that it is in, by its number in `cgroup.img`.
+    pub cgroup_set: Option<u32>,
     /// The image says these two for the whole process, as those of CRIU before 3.6 did.
     pub seccomp_of_process: bool,
 }
@@ -50,6 +52,7 @@ impl View for Core {
                 .map(|ids| TaskIds::from_wire(ids, at))
                 .transpose()?,
             seccomp_mode: wire.thread_core.as_ref().and_then(|t| t.seccomp_mode),
+            cgroup_set: wire.thread_core.as_ref().and_then(|t| t.cg_set),
             seccomp_filter: wire.thread_core.and_then(|t| t.seccomp_filter),
             seccomp_of_process,
         })

@@ -431,6 +431,7 @@ fn container(p: &Place, propagation: &str) {
                 source: root,
                 target: criu_root,
             }],
+            ..MountPlan::default()
         }),
         ..p.restore()
     };

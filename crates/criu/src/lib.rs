@@ -30,7 +30,7 @@ pub mod proto;
 pub mod request;
 pub mod swrk;
 
-pub use cryo_sys::spawn::{Bind, Exit, MountPlan};
+pub use cryo_sys::spawn::{Bind, Exit, MountPlan, Tree};
 pub use error::{CriuError, Failure, Operation};
 pub use log::{Cause, Diagnosis};
 pub use notify::{Event, Notify, Refusal};

@@ -137,6 +137,25 @@ pub struct JoinNs {
     pub extra: Option<String>,
 }
 
+/// A user namespace that exists already, and CRIU in it as its root.
+///
+/// CRIU can make a user namespace, and fill it, but not enter one: a tree in a new one may not
+/// enter the namespaces of an old one, as those of a pod are. So it is started inside, where it
+/// has power over these and nothing else, and is told that it is not the node's root. The images
+/// have to say of the tree that it is in the user namespace of CRIU.
+///
+/// The paths are those that CRIU sees there, by the [`MountPlan`]; it has to be able to read the
+/// images, and to write into the work directory.
+#[derive(Debug)]
+pub struct Inside {
+    /// The namespace.
+    pub user_namespace: OwnedFd,
+    /// The directory with the images.
+    pub images: PathBuf,
+    /// The work directory.
+    pub work_dir: PathBuf,
+}
+
 /// Where a dump puts a container's cgroup, or a restore finds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CgRoot {
@@ -365,6 +384,11 @@ pub struct RestoreOptions {
     /// The cgroup namespace of the worker, which what it restores inherits: CRIU makes none
     /// under [`CgMode::Ignore`].
     pub cgroup_namespace: Option<OwnedFd>,
+    /// The time namespace of the worker, which what it restores inherits: CRIU makes none where
+    /// it runs [inside](Self::inside) of a user namespace.
+    pub time_namespace: Option<OwnedFd>,
+    /// Run CRIU inside of the user namespace that the container is to be in.
+    pub inside: Option<Inside>,
     /// What to do with cgroups.
     pub cgroups: CgMode,
     /// Where the container's cgroup tree goes.
@@ -411,6 +435,8 @@ impl RestoreOptions {
             inherit_fds: Vec::new(),
             join_ns: Vec::new(),
             cgroup_namespace: None,
+            time_namespace: None,
+            inside: None,
             cgroups: CgMode::Ignore,
             cgroup_roots: Vec::new(),
             empty_netns: false,
@@ -442,8 +468,12 @@ impl RestoreOptions {
                 })
             })
             .collect::<Result<_, _>>()?;
+        let inside = self.inside.as_ref();
         let opts = CriuOpts {
-            images_dir_fd: self.images.as_raw_fd(),
+            // Which CRIU opens as ours, and in there it may not.
+            images_dir_fd: inside.map_or(self.images.as_raw_fd(), |_| -1),
+            images_dir: path_option("inside.images", inside.map(|i| i.images.as_path()))?,
+            unprivileged: flag(inside.is_some()),
             ext_unix_sk: flag(self.ext_unix_sk),
             tcp_established: flag(self.tcp_established),
             evasive_devices: flag(self.evasive_devices),
@@ -454,7 +484,7 @@ impl RestoreOptions {
             notify_scripts: Some(true),
             root: path_option("root", self.root.as_deref())?,
             auto_dedup: flag(self.auto_dedup),
-            work_dir_fd: Some(work_dir_fd),
+            work_dir_fd: inside.is_none().then_some(work_dir_fd),
             link_remap: flag(self.link_remap),
             manage_cgroups_mode: Some(self.cgroups.into()),
             cg_root: cg_roots(&self.cgroup_roots),

@@ -229,8 +229,12 @@ impl Criu {
         let request = options.request(dir.1.as_raw_fd())?;
         let place = Place {
             work_dir: Some(dir),
-            cgroup_namespace: options.cgroup_namespace.take(),
+            namespaces: [
+                options.cgroup_namespace.take(),
+                options.time_namespace.take(),
+            ],
             mounts: options.mounts.take(),
+            inside: options.inside.take(),
         };
         let mut worker = Worker::launch(self, operation, place, passed)?;
         let response = worker.run(&request, &options.log_file, notify, control)?;

@@ -16,8 +16,8 @@ use rustix::net::Shutdown;
 use rustix::process::Pid;
 
 use crate::protocol::{
-    Answer, CreateOptions, ExecRequest, Failure, FailureKind, HookPhase, MAX_MESSAGE_BYTES,
-    MappedRoot, Reply, Request, Target,
+    Answer, ClockOffset, CreateOptions, ExecRequest, Failure, FailureKind, HookPhase,
+    MAX_MESSAGE_BYTES, MappedRoot, Reply, Request, Target,
 };
 
 /// The argument that makes the executable a zygote.
@@ -198,6 +198,25 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     ///
     /// When the spec has none, or it cannot be loaded or read back.
     fn seccomp_filter(&self, target: &Target) -> Result<Vec<u8>, Error>;
+
+    /// Makes a time namespace whose clocks are ahead of the node's by so much.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    fn time_namespace(
+        &self,
+        monotonic: ClockOffset,
+        boottime: ClockOffset,
+    ) -> Result<OwnedFd, Error>;
+
+    /// Makes detached mounts of what the spec binds, in the order of
+    /// [`spec::binds`](crate::spec::binds), with the owners that it wants them to show.
+    ///
+    /// # Errors
+    ///
+    /// When a source is not there, or cannot show other owners.
+    fn binds(&self, target: &Target) -> Result<Vec<OwnedFd>, Error>;
 
     /// Writes other limits into the cgroups of a container that lives. A later
     /// restore goes by its own spec, not by these.
@@ -453,6 +472,24 @@ impl Engine for Zygote {
             .take(MAX_MESSAGE_BYTES as u64)
             .read_to_end(&mut program)?;
         Ok(program)
+    }
+
+    fn time_namespace(
+        &self,
+        monotonic: ClockOffset,
+        boottime: ClockOffset,
+    ) -> Result<OwnedFd, Error> {
+        self.call_for_fd(&Request::TimeNamespace {
+            monotonic,
+            boottime,
+        })
+    }
+
+    fn binds(&self, target: &Target) -> Result<Vec<OwnedFd>, Error> {
+        let request = Request::Binds {
+            target: target.clone(),
+        };
+        self.call(&request, &[]).map(|(_, fds)| fds)
     }
 
     fn update(&self, target: &Target, resources: &LinuxResources) -> Result<(), Error> {

@@ -30,4 +30,4 @@ mod worker;
 pub mod zygote;
 
 pub use client::{Enclosed, Engine, Error, ExecSpec, Started, ZYGOTE_ARG, Zygote};
-pub use protocol::{CreateOptions, FailureKind, HookPhase, MappedRoot, Target};
+pub use protocol::{ClockOffset, CreateOptions, FailureKind, HookPhase, MappedRoot, Target};

@@ -95,6 +95,22 @@ pub(crate) fn adapt(spec: &mut Spec, dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Detached mounts of all that the spec binds, in the order of [`spec::binds`].
+///
+/// # Errors
+///
+/// [`Error`].
+pub(crate) fn trees(spec: &Spec) -> Result<Vec<OwnedFd>, Error> {
+    let mounts = spec.mounts().iter().flatten();
+    let binds = mounts.filter(|m| spec::is_bind(m) && m.source().is_some());
+    binds
+        .map(|mount| match kind(mount, true) {
+            Some(Kind::Mapped { recursive }) => mapped_tree(mount, recursive, spec),
+            _ => source_tree(mount),
+        })
+        .collect()
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Shows other owners; with all that is mounted below it, or alone.

@@ -82,6 +82,20 @@ pub enum Request {
         /// The container.
         target: Target,
     },
+    /// Make a time namespace whose clocks are ahead of the node's by so much. It
+    /// comes with the reply.
+    TimeNamespace {
+        /// The monotonic clock.
+        monotonic: ClockOffset,
+        /// The clock of the boot time.
+        boottime: ClockOffset,
+    },
+    /// Make detached mounts of all that the spec binds, with the owners that it
+    /// wants. They come with the reply, in the order of the spec.
+    Binds {
+        /// The container.
+        target: Target,
+    },
     /// Let systemd make the container's scope around the worker, and write the
     /// spec's resource limits there. The worker stays until the call socket is
     /// shut down.
@@ -125,6 +139,29 @@ pub enum Request {
         /// The container's first process.
         pid: i32,
     },
+}
+
+/// How much a clock is ahead of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockOffset {
+    /// Whole seconds, rounded down.
+    pub secs: i64,
+    /// Nanoseconds more, below a second.
+    pub nanos: i64,
+}
+
+impl ClockOffset {
+    /// From one reading of a clock (seconds and nanoseconds) to another.
+    #[must_use]
+    pub fn between(now: (i64, i64), wanted: (i64, i64)) -> Self {
+        const SECOND: i64 = 1_000_000_000;
+        let nanos = wanted.1.saturating_sub(now.1);
+        let secs = wanted.0.saturating_sub(now.0);
+        Self {
+            secs: secs.saturating_add(nanos.div_euclid(SECOND)),
+            nanos: nanos.rem_euclid(SECOND),
+        }
+    }
 }
 
 /// A root file system that shows other owners than its layers have.
@@ -248,6 +285,11 @@ mod tests {
                 Request::Enclose { target: target.clone() },
                 Request::EndScope { target: target.clone() },
                 Request::SeccompFilter { target: target.clone() },
+                Request::Binds { target: target.clone() },
+                Request::TimeNamespace {
+                    monotonic: ClockOffset { secs: -5, nanos: 999_999_999 },
+                    boottime: ClockOffset { secs: 7, nanos: 0 },
+                },
                 Request::Update { target: target.clone(), resources: Box::default() },
                 Request::MountRoot {
                     root: MappedRoot {

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cryo_sys::namespace::unshare_cgroups;
+use cryo_sys::namespace::{new_time_namespace, unshare_cgroups};
 use cryo_sys::seccomp::filter_of;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{Container, ContainerStatus};
@@ -28,7 +28,7 @@ use crate::console::{self, Console};
 use crate::exec;
 use crate::program::Program;
 use crate::protocol::{
-    CreateOptions, Failure, FailureKind, HookPhase, MappedRoot, Reply, Request, Target,
+    ClockOffset, CreateOptions, Failure, FailureKind, HookPhase, MappedRoot, Reply, Request, Target,
 };
 use crate::systemd::{self, Scope};
 use crate::{devices, layers, mountpoint, mounts, resources, spec, userns};
@@ -58,6 +58,11 @@ pub(crate) fn run(request: Request, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<Own
             .map_err(systemd_failure)
             .map(|()| alone(Reply::Ok)),
         Request::SeccompFilter { target } => seccomp_filter(&target),
+        Request::TimeNamespace {
+            monotonic,
+            boottime,
+        } => time_namespace(monotonic, boottime),
+        Request::Binds { target } => binds(&target),
         Request::Update { target, resources } => update(&target, *resources).map(alone),
         Request::MountRoot { root, dir } => mount_root(&root, &dir),
         Request::Hooks {
@@ -279,6 +284,29 @@ fn cgroup_namespace(target: &Target) -> Result<(Reply, Vec<OwnedFd>), Failure> {
         message: format!("cannot make the container's cgroup namespace: {e}"),
     })?;
     Ok((Reply::Ok, vec![made.into()]))
+}
+
+fn time_namespace(
+    monotonic: ClockOffset,
+    boottime: ClockOffset,
+) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    let made = new_time_namespace(
+        (monotonic.secs, monotonic.nanos),
+        (boottime.secs, boottime.nanos),
+    )
+    .map_err(|e| Failure {
+        kind: FailureKind::Other,
+        message: format!("cannot make the container's time namespace: {e}"),
+    })?;
+    Ok((Reply::Ok, vec![made]))
+}
+
+fn binds(target: &Target) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    let mut spec = spec::load(&target.bundle).map_err(spec_failure)?;
+    // Its owners, where it gets one of its own; CRIU makes another with the same.
+    let _user_namespace = userns::adapt(&mut spec).map_err(spec_failure)?;
+    let trees = mounts::trees(&spec).map_err(|e| failure(FailureKind::Spec, &e))?;
+    Ok((Reply::Ok, trees))
 }
 
 fn limit_all(cgroups: &Cgroups, spec: &Spec) -> Result<(), Failure> {

@@ -47,10 +47,25 @@ pub enum Group {
 /// program mounts reaches the host, not even where the host's mounts are shared, while mounts
 /// and unmounts of the host still arrive; and a copy that the program makes of a volume is a
 /// slave of the host's volume, as it would be if made on the host.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Default)]
 pub struct MountPlan {
-    /// Recursive binds, made in this order.
+    /// Detached mounts, attached in this order.
+    pub trees: Vec<Tree>,
+    /// Recursive binds, made in this order after them.
     pub binds: Vec<Bind>,
+}
+
+/// A detached mount of a [`MountPlan`], as `open_tree(2)` and `fsmount(2)` make them.
+///
+/// With all that is mounted below it, it becomes a slave of what it is a copy of.
+#[derive(Debug)]
+pub struct Tree {
+    /// The mount.
+    pub tree: OwnedFd,
+    /// Where to attach it; it exists, at the latest in the trees before.
+    pub target: PathBuf,
+    /// Give it a peer group of its own, as a [`Bind`]'s.
+    pub own_peers: bool,
 }
 
 /// One recursive bind of a [`MountPlan`].
@@ -76,6 +91,7 @@ pub struct Spawn {
     group: Group,
     namespaces: Vec<OwnedFd>,
     mounts: Option<MountPlan>,
+    user_namespace: Option<OwnedFd>,
 }
 
 /// Why a program was not started. Nothing is left of the attempt.
@@ -162,6 +178,7 @@ impl Spawn {
             group: Group::default(),
             namespaces: Vec::new(),
             mounts: None,
+            user_namespace: None,
         }
     }
 
@@ -220,6 +237,14 @@ impl Spawn {
     #[must_use]
     pub fn mounts(mut self, plan: MountPlan) -> Self {
         self.mounts = Some(plan);
+        self
+    }
+
+    /// Starts the program as the root of this user namespace, in a mount namespace that
+    /// belongs to it: a copy of the one that it would have had.
+    #[must_use]
+    pub fn user_namespace(mut self, namespace: OwnedFd) -> Self {
+        self.user_namespace = Some(namespace);
         self
     }
 

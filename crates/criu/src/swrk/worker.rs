@@ -25,7 +25,7 @@ use crate::error::{CriuError, Failure, Operation};
 use crate::log::diagnose;
 use crate::notify::{Event, Notify};
 use crate::proto::{CriuOpts, CriuReq, CriuResp, ReqType};
-use crate::request::FIRST_PASSED_FD;
+use crate::request::{FIRST_PASSED_FD, Inside};
 
 /// The number of the RPC socket in the worker.
 const SOCKET_FD: i32 = 3;
@@ -43,8 +43,9 @@ const WORKER_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 #[derive(Default)]
 pub(super) struct Place {
     pub(super) work_dir: Option<(PathBuf, OwnedFd)>,
-    pub(super) cgroup_namespace: Option<OwnedFd>,
+    pub(super) namespaces: [Option<OwnedFd>; 2],
     pub(super) mounts: Option<MountPlan>,
+    pub(super) inside: Option<Inside>,
 }
 
 /// Why we want it to end.
@@ -80,8 +81,9 @@ impl Worker {
     ) -> Result<Self, CriuError> {
         let Place {
             work_dir,
-            cgroup_namespace,
+            namespaces,
             mounts,
+            inside,
         } = place;
         let io = |what: &str| {
             let what = what.to_owned();
@@ -98,7 +100,14 @@ impl Worker {
             .into();
         let mut spawn = Spawn::new(&criu.binary)
             .arg("--no-default-config")
-            .args(criu.args.iter().cloned())
+            .args(criu.args.iter().cloned());
+        if let Some(inside) = inside {
+            spawn = spawn
+                .arg("--work-dir")
+                .arg(inside.work_dir)
+                .user_namespace(inside.user_namespace);
+        }
+        spawn = spawn
             .args(["swrk", "3"])
             .env("PATH", WORKER_PATH)
             .group(Group::Session)
@@ -115,7 +124,7 @@ impl Worker {
             None => File::open("/").map(Into::into),
         };
         spawn = spawn.cwd(dir.map_err(io("open its directory"))?);
-        if let Some(namespace) = cgroup_namespace {
+        for namespace in namespaces.into_iter().flatten() {
             spawn = spawn.namespace(namespace);
         }
         if let Some(plan) = mounts {

@@ -9,7 +9,7 @@ use cryo_checkpoint::descriptors::{Descriptors, StdioKey};
 use cryo_checkpoint::layout;
 use cryo_criu::options::Checkpoint as Options;
 use cryo_criu::preflight::{self, Report};
-use cryo_criu::request::NetworkLockMethod;
+use cryo_criu::request::{CgMode, NetworkLockMethod};
 use cryo_criu::{Cause, Control, CriuError, DumpOptions, External};
 use cryo_criu_image::inventory::Inventory;
 use cryo_criu_image::{Kind, Reader};
@@ -20,7 +20,7 @@ use rustix::process::Pid;
 use super::container::CheckpointRequest;
 use super::context::{Context, FREEZE_LIMIT, internal};
 use super::criu::{self, WorkDir};
-use super::settings;
+use super::{portable, settings};
 use crate::rpc::TaskError;
 
 /// How long the look for what is in the way may take; a container of a hundred processes takes
@@ -120,6 +120,12 @@ pub fn run(
 
     if let Some(to) = &request.work {
         work.hand_over(to, &[layout::DUMP_LOG, layout::STATS_DUMP])?;
+    }
+    if !options.pre_dump
+        && options.manage_cgroups == CgMode::Ignore
+        && let Err(error) = portable::inherit_cgroups(&request.images)
+    {
+        tracing::warn!(%error, "other runtimes may not be able to restore this checkpoint");
     }
     images.keep();
     Ok(())

@@ -134,7 +134,8 @@ pub(super) struct Outside {
     pub(super) source: String,
 }
 
-/// All mounts that CRIU must not dump or restore by itself.
+/// All mounts that CRIU must not dump or restore by itself; first the binds, in the order of
+/// [`spec::binds`].
 pub(super) fn outside_mounts(context: &Context) -> Result<Vec<Outside>, TaskError> {
     let rootfs = context.record.rootfs();
     let mut found = Vec::new();

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cryo_checkpoint::image_dir::{self, ImageDir};
 use cryo_criu::request::{EXTERNAL_NETNS, EXTERNAL_PIDNS, JoinKind, JoinNs, NetworkLockMethod};
@@ -16,6 +16,7 @@ use super::context::{Context, from_engine, internal};
 use super::criu::{self, WorkDir};
 use super::gate::{self, Gate, Refused};
 use super::hostname::Names;
+use super::place::Place;
 use super::settings;
 use super::stdio::ContainerEnds;
 use crate::rpc::{TaskError, with_causes};
@@ -35,6 +36,8 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     if !options.any_seccomp {
         check_seccomp(context, &images)?;
     }
+    let work = WorkDir::create(context, "restore")?;
+    let mut place = Place::new(context, &images, &work)?;
     mountpoint::make_all(&context.record.rootfs(), &context.spec).map_err(internal)?;
     let half_done = HalfDone(Some(context));
     let mut enclosed = context.enclose()?;
@@ -47,10 +50,12 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
             .map_err(from_engine)?;
     }
 
-    let work = WorkDir::create(context, "restore")?;
-    let root = work.path().join("root");
-    fs::create_dir_all(&root)
-        .map_err(|e| TaskError::io(format_args!("cannot make {}", root.display()), &e))?;
+    let externals = externals(context, place.as_ref())?;
+    let (root, mounts) = match &mut place {
+        Some(place) => (place.root.clone(), place.plan()?),
+        None => bound_root(context, &work)?,
+    };
+    let (inside, time_namespace) = place.map_or((None, None), |p| (p.inside, p.time_namespace));
     let (inherit_fds, join_ns) = namespaces(context)?;
     let cgroup_namespace = cgroup_namespace(context)?;
     let mut gate = Gate::new(
@@ -60,22 +65,17 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     )
     .map_err(|e| TaskError::io("cannot tell what the container may be", &e))?;
     let mut options = options.apply(RestoreOptions {
-        // CRIU wants a root that is a mount; it is one in CRIU's own mount
-        // namespace, and so ends with it.
-        mounts: Some(MountPlan {
-            binds: vec![Bind {
-                source: context.record.rootfs(),
-                target: root.clone(),
-            }],
-        }),
+        mounts: Some(mounts),
         root: Some(root),
         rst_sibling: true,
         evasive_devices: true,
         orphan_pts_master: true,
-        external: externals(context)?,
+        external: externals,
         inherit_fds,
         join_ns,
         cgroup_namespace,
+        time_namespace,
+        inside,
         network_lock: Some(network_lock(&images)?),
         ..RestoreOptions::new(clone_dir(&images)?, work.path())
     });
@@ -207,8 +207,28 @@ fn clone_dir(images: &ImageDir) -> Result<OwnedFd, TaskError> {
         .map_err(|e| TaskError::io("cannot pass on the image directory", &e))
 }
 
-fn externals(context: &Context) -> Result<Vec<External>, TaskError> {
-    criu::outside_mounts(context)?
+/// CRIU wants a root that is a mount; it is one in CRIU's own mount namespace, and so ends with it.
+fn bound_root(context: &Context, work: &WorkDir) -> Result<(PathBuf, MountPlan), TaskError> {
+    let root = work.path().join("root");
+    fs::create_dir_all(&root)
+        .map_err(|e| TaskError::io(format_args!("cannot make {}", root.display()), &e))?;
+    let plan = MountPlan {
+        binds: vec![Bind {
+            source: context.record.rootfs(),
+            target: root.clone(),
+        }],
+        ..MountPlan::default()
+    };
+    Ok((root, plan))
+}
+
+fn externals(context: &Context, place: Option<&Place>) -> Result<Vec<External>, TaskError> {
+    let mut outside = criu::outside_mounts(context)?;
+    let sources = place.into_iter().flat_map(|p| &p.sources);
+    for (mount, source) in outside.iter_mut().zip(sources) {
+        mount.source = source.display().to_string();
+    }
+    outside
         .iter()
         .map(|m| External::mount(&m.key, &m.source).map_err(internal))
         .collect()

@@ -14,7 +14,7 @@ use cryo_engine::spec;
 use cryo_engine::systemd::{self, Scope};
 use cryo_engine::{CreateOptions, Enclosed};
 use cryo_sys::process;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use tokio::sync::Notify;
 
 use self::request::check_id;
@@ -307,11 +307,16 @@ fn prepare(
     }
     let spec = spec::load(&bundle).map_err(from_spec)?;
     let annotations = Annotations::read(&spec)?;
+    let of_pod = matches!(
+        spec::namespace(&spec, LinuxNamespaceType::User),
+        spec::Namespace::Path(_)
+    );
     if let Some(mount) = spec.mounts().iter().flatten().find(|m| spec::idmapped(m))
         && checkpoint.is_some()
+        && !of_pod
     {
         return Err(TaskError::FailedPrecondition(format!(
-            "the idmapped mount {} cannot be restored, CRIU would show the owners that its source has: use a volume without",
+            "the idmapped mount {} cannot be restored outside of a pod's user namespace: use a volume without",
             mount.destination().display()
         )));
     }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{TaskClient, create_task};
 use cryo_engine::{
-    CreateOptions, Enclosed, Engine, Error, ExecSpec, HookPhase, MappedRoot, Started, Target,
+    ClockOffset, CreateOptions, Enclosed, Engine, Error, ExecSpec, HookPhase, MappedRoot, Started,
+    Target,
 };
 use cryo_shim::events::Recorder;
 use cryo_shim::serve::both_versions;
@@ -114,6 +115,14 @@ impl Engine for Shells {
     }
 
     fn seccomp_filter(&self, _: &Target) -> Result<Vec<u8>, Error> {
+        Err(Error::Gone)
+    }
+
+    fn time_namespace(&self, _: ClockOffset, _: ClockOffset) -> Result<OwnedFd, Error> {
+        Err(Error::Gone)
+    }
+
+    fn binds(&self, _: &Target) -> Result<Vec<OwnedFd>, Error> {
         Err(Error::Gone)
     }
 

@@ -20,6 +20,8 @@ const STEP_BIND: u8 = 5;
 const STEP_CWD: u8 = 6;
 const STEP_EXEC: u8 = 7;
 const STEP_ENTER: u8 = 8;
+const STEP_TREE: u8 = 9;
+const STEP_USERS: u8 = 10;
 /// Step, index, errno: under `PIPE_BUF`, so written whole.
 pub(super) const REPORT_LEN: usize = 6;
 
@@ -27,7 +29,13 @@ impl Spawn {
     /// What a step reported by the child was to do.
     pub(super) fn step_name(&self, step: u8, index: usize) -> String {
         let bind = self.mounts.as_ref().and_then(|m| m.binds.get(index));
+        let tree = self.mounts.as_ref().and_then(|m| m.trees.get(index));
         match (step, bind) {
+            (STEP_TREE, _) => match tree {
+                Some(t) => format!("mount {}", t.target.display()),
+                None => "mount what it was given".into(),
+            },
+            (STEP_USERS, _) => "become the root of a user namespace".into(),
             (STEP_GROUP, _) => "make its process group".into(),
             (STEP_FDS, _) => "pass its file descriptors".into(),
             (STEP_ENTER, _) => "enter a namespace".into(),
@@ -49,8 +57,12 @@ pub(super) struct Prepared {
     argv: PointerList,
     envp: PointerList,
     namespaces: Vec<RawFd>,
+    /// Detached mount, target, and whether it gets peers of its own.
+    trees: Vec<(RawFd, CString, bool)>,
     binds: Vec<(CString, CString)>,
     isolate: bool,
+    /// -1 for the caller's.
+    users: RawFd,
     /// Source and number.
     fds: Vec<(RawFd, RawFd)>,
     /// The lowest number above every wanted one.
@@ -94,12 +106,16 @@ impl Prepared {
             pair.push(value);
             envp.push(c_string(&pair)?);
         }
+        let mut trees = Vec::new();
+        for tree in spawn.mounts.iter().flat_map(|m| &m.trees) {
+            trees.push((tree.tree.as_raw_fd(), c_path(&tree.target)?, tree.own_peers));
+        }
         let mut binds = Vec::new();
         for bind in spawn.mounts.iter().flat_map(|m| &m.binds) {
             binds.push((c_path(&bind.source)?, c_path(&bind.target)?));
         }
-        if binds.len() > usize::from(u8::MAX) {
-            return Err("more than 255 binds");
+        if binds.len().max(trees.len()) > usize::from(u8::MAX) {
+            return Err("more than 255 mounts");
         }
         if spawn.fds.len() > MAX_PASSED {
             return Err("more than 1024 file descriptors");
@@ -113,8 +129,10 @@ impl Prepared {
             argv: PointerList::new(argv),
             envp: PointerList::new(envp),
             namespaces: spawn.namespaces.iter().map(AsRawFd::as_raw_fd).collect(),
+            trees,
             binds,
             isolate: spawn.mounts.is_some(),
+            users: spawn.user_namespace.as_ref().map_or(-1, AsRawFd::as_raw_fd),
             fds: spawn
                 .fds
                 .iter()
@@ -249,6 +267,23 @@ unsafe fn run_child(p: &Prepared) -> ! {
             }
         }
         let mut index: u8 = 0;
+        for (tree, target, own_peers) in &p.trees {
+            if libc::syscall(
+                libc::SYS_move_mount,
+                *tree,
+                c"".as_ptr(),
+                libc::AT_FDCWD,
+                target.as_ptr(),
+                libc::MOVE_MOUNT_F_EMPTY_PATH,
+            ) < 0
+                || change_propagation(target.as_ptr(), libc::MS_SLAVE | libc::MS_REC) < 0
+                || (*own_peers && change_propagation(target.as_ptr(), libc::MS_SHARED) < 0)
+            {
+                fail(report, STEP_TREE, index);
+            }
+            index = index.wrapping_add(1);
+        }
+        index = 0;
         for (source, target) in &p.binds {
             if libc::mount(
                 source.as_ptr(),
@@ -266,6 +301,16 @@ unsafe fn run_child(p: &Prepared) -> ! {
         }
         if p.cwd >= 0 && libc::fchdir(p.cwd) < 0 {
             fail(report, STEP_CWD, 0);
+        }
+        // Not libc's functions for the ids: they would tell threads that are not here.
+        if p.users >= 0
+            && (libc::setns(p.users, libc::CLONE_NEWUSER) < 0
+                || libc::syscall(libc::SYS_setresgid, 0, 0, 0) < 0
+                || libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()) < 0
+                || libc::syscall(libc::SYS_setresuid, 0, 0, 0) < 0
+                || libc::unshare(libc::CLONE_NEWNS) < 0)
+        {
+            fail(report, STEP_USERS, 0);
         }
 
         // Out of the way of every wanted number, the report first.

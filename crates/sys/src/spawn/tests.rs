@@ -204,22 +204,19 @@ fn privileged_mounts_end_with_the_program() {
     std::fs::create_dir(&source).expect("mkdir");
     std::fs::create_dir(&target).expect("mkdir");
     std::fs::write(source.join("file"), "inside").expect("write");
-    let plan = MountPlan {
+    let plan = || MountPlan {
         binds: vec![Bind {
-            source,
+            source: source.clone(),
             target: target.clone(),
         }],
+        ..MountPlan::default()
     };
     let before = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
     let script = format!(
         "cat {0}/file; grep -c ' {0} .* shared:' /proc/self/mountinfo",
         target.display()
     );
-    let (_, text) = output(
-        sh(&script)
-            .env("PATH", "/usr/bin:/bin")
-            .mounts(plan.clone()),
-    );
+    let (_, text) = output(sh(&script).env("PATH", "/usr/bin:/bin").mounts(plan()));
     assert_eq!(text, "inside1\n");
     let after = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
     assert_eq!(before, after);
@@ -229,6 +226,7 @@ fn privileged_mounts_end_with_the_program() {
             source: dir.path().join("absent"),
             target,
         }],
+        ..MountPlan::default()
     };
     let error = sh("true").mounts(bad).spawn().expect_err("fails");
     assert!(error.to_string().contains("absent to"), "{error}");
@@ -271,6 +269,7 @@ fn privileged_nothing_propagates_to_a_shared_host() {
             source,
             target: target.clone(),
         }],
+        ..MountPlan::default()
     };
     let (out, theirs) = crate::scm::pair().expect("pair");
     let script = format!(

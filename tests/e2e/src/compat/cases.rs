@@ -167,6 +167,17 @@ pub const CASES: &[Case] = &[
         ..TASK
     },
     Case {
+        name: "compat::pod_of_users",
+        title: "Pod with a user namespace (`hostUsers: false`), through CRI",
+        program: include_str!("programs/podusers.py"),
+        kind: Kind::PodOfUsers,
+        known: &[(
+            "owners of changed files of the root file system",
+            "containerd 2.1 makes all of them nobody's in the checkpoint. They become root's, without set-user-id.",
+        )],
+        ..TASK
+    },
+    Case {
         name: "compat::user_namespace",
         title: "User namespace",
         program: include_str!("programs/userns.py"),

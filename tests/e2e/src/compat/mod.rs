@@ -69,6 +69,9 @@ pub enum Kind {
     /// Through crictl, with the mounts that the kubelet makes; the archive brings the changes of
     /// the root file system along.
     Pod,
+    /// The same in a user namespace of the pod's (`hostUsers: false`), with other users of the node
+    /// at the restore, as the kubelet gives them out.
+    PodOfUsers,
     /// A real program that serves a client outside of it, which is the case's program.
     Served(&'static Served),
 }
@@ -266,7 +269,7 @@ async fn run_with(cx: &Context, case: &Case, only: Option<&str>) -> anyhow::Resu
     };
     match case.kind {
         Kind::Task => run_task(cx, case, neighbour, only).await,
-        Kind::Pod => pod::run_pod(cx, case, only).await,
+        Kind::Pod | Kind::PodOfUsers => pod::run_pod(cx, case, only).await,
         Kind::Served(served) => served::run_served(cx, case, served).await,
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use super::{Case, Outcome, Row, copy, first_folder, has_line, second_folder};
+use super::{Case, Kind, Outcome, Row, copy, first_folder, has_line, second_folder};
 use crate::context::Context;
 use crate::crictl::Crictl;
 use crate::lab::Node;
@@ -19,7 +19,8 @@ pub(super) async fn run_pod(
 ) -> anyhow::Result<Vec<Row>> {
     let node = cx.a()?;
     let crictl = Crictl::new(cx, node);
-    let first = Volumes::first(cx, node).await?;
+    let users = matches!(case.kind, Kind::PodOfUsers);
+    let first = Volumes::first(cx, node, users.then_some(100_000)).await?;
     let pod = crictl.pod(first.pod_config("first")).await?;
     let text = case.text(only);
     let id = pod
@@ -35,7 +36,7 @@ pub(super) async fn run_pod(
         return Ok(case.rows(|_| Outcome::NotCheckpointed(said.clone())));
     }
     crictl.output(&["stop", "--timeout", "0", &id]).await?;
-    let second = first.second(cx, node).await?;
+    let second = first.second(cx, node, users.then_some(300_000)).await?;
     let pod = crictl.pod(second.pod_config("second")).await?;
     let id = match pod.start("app", &archive, &[], second.mounts()).await {
         Ok(id) => id,
@@ -57,14 +58,17 @@ struct Volumes {
     folder: String,
     secret: String,
     memory: String,
+    /// The first of the node's users that are the pod's, if it has its own.
+    users: Option<u32>,
 }
 
 impl Volumes {
-    async fn first(cx: &Context, node: &Node) -> anyhow::Result<Self> {
+    async fn first(cx: &Context, node: &Node, users: Option<u32>) -> anyhow::Result<Self> {
         let volumes = Self {
             folder: first_folder(cx, node)?,
             secret: cx.small_disk(node, "1m").await?,
             memory: cx.small_disk(node, "1m").await?,
+            users,
         };
         volumes.mark(node, "first")?;
         std::fs::create_dir(node.host(&volumes.folder).join("disk"))?;
@@ -72,11 +76,12 @@ impl Volumes {
         Ok(volumes)
     }
 
-    async fn second(&self, cx: &Context, node: &Node) -> anyhow::Result<Self> {
+    async fn second(&self, cx: &Context, node: &Node, users: Option<u32>) -> anyhow::Result<Self> {
         let volumes = Self {
             folder: second_folder(cx, node, &self.folder).await?,
             secret: cx.small_disk(node, "1m").await?,
             memory: cx.small_disk(node, "1m").await?,
+            users,
         };
         volumes.mark(node, "second")?;
         copy(node, &self.memory, &volumes.memory).await?;
@@ -92,17 +97,43 @@ impl Volumes {
         json!({
             "hostname": format!("{which}-host"),
             "dns_config": { "searches": [format!("{which}.example")] },
+            "linux": self.linux(&[]),
         })
+    }
+
+    fn mappings(&self) -> Option<Value> {
+        let mapping = |id| json!([{ "host_id": id, "container_id": 0, "length": 65536 }]);
+        self.users.map(mapping)
+    }
+
+    /// The security context that pod and container have in common, and `more` of it.
+    fn linux(&self, more: &[(&str, Value)]) -> Value {
+        let mut context = json!({});
+        if let Some(all) = self.mappings() {
+            let users = json!({ "mode": 0, "uids": all, "gids": all });
+            context["namespace_options"] = json!({ "userns_options": users });
+            for (key, value) in more {
+                context[key] = value.clone();
+            }
+        }
+        json!({ "security_context": context })
     }
 
     fn mounts(&self) -> Value {
         let mount = |path: &str, source: String, readonly: bool| {
-            json!({
+            let mut mount = json!({
                 "container_path": path, "host_path": source, "readonly": readonly,
-            })
+            });
+            if let Some(all) = self.mappings() {
+                mount["uidMappings"] = all.clone();
+                mount["gidMappings"] = all;
+            }
+            mount
         };
         let folder = &self.folder;
-        json!({ "mounts": [
+        // The runtime's default profile.
+        let seccomp = [("seccomp", json!({ "profile_type": 0 }))];
+        json!({ "linux": self.linux(&seccomp), "mounts": [
             mount("/etc/hosts", format!("{folder}/which"), false),
             mount("/dev/termination-log", format!("{folder}/termination-log"), false),
             mount("/var/run/secrets", self.secret.clone(), true),

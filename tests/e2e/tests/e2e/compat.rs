@@ -13,7 +13,7 @@ pub(crate) fn tests() -> impl Iterator<Item = Test> {
             .not_on_runc("`make compatibility` runs the cases with both");
         match case.kind {
             Kind::Task | Kind::Served(_) => test,
-            Kind::Pod => test.needs(TOOLS),
+            Kind::Pod | Kind::PodOfUsers => test.needs(TOOLS),
         }
     })
 }

@@ -111,6 +111,25 @@ pub(crate) async fn cri_restores_from_a_registry(cx: Context) -> anyhow::Result<
     Ok(())
 }
 
+/// What one runtime has checkpointed the other restores.
+pub(crate) async fn each_runtime_restores_the_others(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    for (from, to) in [("cryo", "runc"), ("runc", "cryo")] {
+        let container = counter(&cx, node, from).await?;
+        let archive = archive(&cx, &container).await?;
+        let image = format!("localhost:5000/{}:1", cx.id(from));
+        let destination = format!("docker://{image}");
+        cryoctl(node, &["build", &archive.path, &destination]).await?;
+        node.cri().pull(&image).await.context("PullImage")?;
+        let by_image = restored(&cx, node, to, &image, &archive).await;
+        by_image.with_context(|| format!("an image of {from} by {to}"))?;
+        let by_archive = restored(&cx, node, to, &archive.path, &archive).await;
+        by_archive.with_context(|| format!("an archive of {from} by {to}"))?;
+        remove(node, "k8s.io", &[&image]).await?;
+    }
+    Ok(())
+}
+
 pub(crate) async fn converted_archives_are_read_and_restored(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     let handler = cx.runtime().handler();

@@ -234,6 +234,8 @@ fn main() -> ExitCode {
         test!(cri::restored_is_checkpointed_again),
         test!(cri::the_own_runtime_name_checkpoints_and_restores),
         test!(images::cri_restores_from_a_registry),
+        test!(images::each_runtime_restores_the_others)
+            .not_on_runc("its containers are of both runtimes"),
         test!(images::containerds_store_keeps_and_gives_an_image),
         test!(images::podman_restores_from_an_image),
         test!(images::converted_archives_are_read_and_restored),

@@ -194,7 +194,7 @@ fn needs_of_the_container(facts: &Facts, all: &mut Vec<Finding>) {
     if facts.user_namespace {
         all.push(Finding::note(
             "user-namespace",
-            "the new container has to have a user namespace with the same maps",
+            "the new container has to have a user namespace: a new one with the same maps, or its pod's",
         ));
     }
     if facts.tcp_connections > 0 {
