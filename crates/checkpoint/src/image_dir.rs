@@ -36,6 +36,7 @@ use cryo_criu_image::{Body, Kind, RawReader, Reader, View, Writer};
 use crate::descriptors::{self, Descriptors, StdioKey};
 use crate::flat::{self, FlatDir};
 use crate::layout;
+pub use memory::LazyMemory;
 use parents::Parent;
 
 /// Why an image directory cannot be restored from.
@@ -116,6 +117,14 @@ pub enum Error {
         /// How many pages.
         pages: u64,
     },
+    /// Its memory cannot be filled in after the restore.
+    #[error("the memory in {name} cannot be restored with lazy-pages: it is {what}")]
+    NotLazy {
+        /// The pagemap.
+        name: String,
+        /// What is in the way.
+        what: &'static str,
+    },
     /// A file cannot be decoded.
     #[error("the checkpoint is damaged: {name} cannot be decoded")]
     Damaged {
@@ -154,6 +163,7 @@ impl Error {
             Self::Foreign { .. } | Self::TooManyFiles { .. } | Self::InTheNodes { .. } => {
                 "do not use it unless you know where it comes from: CRIU never writes this"
             }
+            Self::NotLazy { .. } => "leave the option lazy-pages out",
             Self::Parent { source, .. } => source.hint(),
             Self::TooManyParents { .. } => "make a checkpoint without a parent",
             Self::Exposed { .. } => "make root its owner, and let nobody else write to it",
@@ -426,6 +436,16 @@ impl ImageDir {
             }
         }
         Ok(Seccomp { filters, chains })
+    }
+
+    /// Opens what CRIU leaves to others with lazy-pages: the memory of each process. The files stay
+    /// what they are, whatever becomes of the directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotLazy`] for memory that cannot be filled in, and what opening says.
+    pub fn lazy_memory(&self) -> Result<Vec<LazyMemory>, Error> {
+        memory::open_lazy(&self.files, &self.tree)
     }
 
     /// The statistics of the dump, if CRIU's work directory was this one.

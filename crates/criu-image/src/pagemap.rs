@@ -26,6 +26,8 @@ pub struct PagemapTotals {
     pub parent: u64,
     /// Pages in neither, which only a page server could supply.
     pub absent_lazy: u64,
+    /// Pages of a parent image that may be filled in later, which CRIU never writes.
+    pub parent_lazy: u64,
     /// Whether entries say more than we know, as those of a newer CRIU with compression do.
     /// Then `present` does not tell the length of the file.
     pub newer: bool,
@@ -44,15 +46,19 @@ impl PagemapTotals {
             present: 0,
             parent: 0,
             absent_lazy: 0,
+            parent_lazy: 0,
             newer: false,
         };
         let (pages_id, newer) = each_run(file, inner, |run, newer, at| {
             totals.newer |= newer;
+            if run.lazy && run.location == Location::Parent {
+                totals.parent_lazy = totals.parent_lazy.saturating_add(run.pages);
+            }
             let total = match run.location {
                 Location::Here => &mut totals.present,
                 Location::Parent => &mut totals.parent,
-                Location::Nowhere { lazy: true } => &mut totals.absent_lazy,
-                Location::Nowhere { lazy: false } => return Ok(()),
+                Location::Nowhere if run.lazy => &mut totals.absent_lazy,
+                Location::Nowhere => return Ok(()),
             };
             *total = total
                 .checked_add(run.pages)
@@ -89,6 +95,9 @@ pub struct PageRun {
     pub pages: u64,
     /// Where they are.
     pub location: Location,
+    /// They may be filled in after the restore. Where they are nowhere, a page server was to
+    /// supply them.
+    pub lazy: bool,
 }
 
 /// Where pages are.
@@ -99,10 +108,7 @@ pub enum Location {
     /// In the image before this one, that it was made on top of.
     Parent,
     /// In neither.
-    Nowhere {
-        /// A page server was to supply them.
-        lazy: bool,
-    },
+    Nowhere,
 }
 
 impl Pagemap {
@@ -219,14 +225,13 @@ fn each_run(
         } else if flags & PE_PARENT != 0 {
             Location::Parent
         } else {
-            Location::Nowhere {
-                lazy: flags & PE_LAZY != 0,
-            }
+            Location::Nowhere
         };
         let run = PageRun {
             address: at.need(run.vaddr, "vaddr")?,
             pages,
             location,
+            lazy: flags & PE_LAZY != 0,
         };
         take(run, has_field_above(entry.bytes, 5), at)?;
     }

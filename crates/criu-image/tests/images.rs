@@ -364,6 +364,7 @@ fn pagemaps() {
             present: 15,
             parent: 2,
             absent_lazy: 4,
+            parent_lazy: 0,
             newer: false
         }
     );

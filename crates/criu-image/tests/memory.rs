@@ -205,20 +205,21 @@ fn where_pages_are() {
         &[],
     );
     let read = Pagemap::read("f", bytes.as_slice(), 4096).unwrap();
-    let at = |address, pages, location| PageRun {
+    let at = |address, pages, location, lazy| PageRun {
         address,
         pages,
         location,
+        lazy,
     };
     assert_eq!(
         read,
         Pagemap {
             pages_id: 3,
             runs: vec![
-                at(0x9000, 3, Location::Here),
-                at(0x1000, 2, Location::Parent),
-                at(0x5000, 1, Location::Nowhere { lazy: true }),
-                at(0x7000, 1, Location::Nowhere { lazy: false }),
+                at(0x9000, 3, Location::Here, true),
+                at(0x1000, 2, Location::Parent, false),
+                at(0x5000, 1, Location::Nowhere, true),
+                at(0x7000, 1, Location::Nowhere, false),
             ],
         }
     );

@@ -21,6 +21,7 @@
 
 pub mod config;
 pub mod error;
+pub mod lazy;
 pub mod log;
 pub mod notify;
 pub mod options;

@@ -109,6 +109,8 @@ pub enum Access {
 pub enum Feature {
     /// Changes of memory can be tracked.
     MemTrack,
+    /// Memory can be filled in by others.
+    LazyPages,
 }
 
 /// Where a value comes from; the later ones win.
@@ -287,6 +289,10 @@ impl<T> Opt<T> {
         match self.needs {
             Some(Feature::MemTrack) if !probe.mem_track => Err(
                 "this needs a kernel that tracks changes of memory (CONFIG_MEM_SOFT_DIRTY), which CRIU does not find here: make a full checkpoint"
+                    .to_owned(),
+            ),
+            Some(Feature::LazyPages) if !probe.lazy_pages => Err(
+                "this needs a kernel with userfaultfd (CONFIG_USERFAULTFD) that tells of forks, which CRIU does not find here: leave the option out, or use such a kernel"
                     .to_owned(),
             ),
             _ => Ok(()),

@@ -3,7 +3,7 @@
 mod worker;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -98,6 +98,11 @@ impl Abort {
         Ok(Self(rustix::event::eventfd(0, flags)?))
     }
 
+    /// Readable once somebody has triggered it.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Ends every operation that has it in its [`Control`], and those to come.
     pub fn trigger(&self) {
         // Only a counter at its limit refuses, and then it is triggered.
@@ -108,7 +113,7 @@ impl Abort {
     #[must_use]
     pub fn is_triggered(&self) -> bool {
         matches!(
-            scm::wait_readable(self.0.as_fd(), &[], Some(Duration::ZERO)),
+            scm::wait_readable(self.as_fd(), &[], Some(Duration::ZERO)),
             Ok(Ready::Message)
         )
     }

@@ -207,9 +207,10 @@ fn fullest_restore() {
     );
 }
 
-fn tracking() -> Probe {
+fn able() -> Probe {
     let mut probe = Probe::new(Version::new(4, 2, 1));
     probe.mem_track = true;
+    probe.lazy_pages = true;
     probe
 }
 
@@ -227,7 +228,7 @@ fn all_options<T: Table>(texts: &[(&str, &str)]) -> T {
         };
         layer.put(name, raw).expect(name);
     }
-    options::resolve(&[&layer], &tracking()).expect("resolve")
+    options::resolve(&[&layer], &able()).expect("resolve")
 }
 
 #[test]
@@ -327,7 +328,7 @@ fn names(request: &CriuReq) -> Vec<String> {
 }
 
 fn with_annotations(section: &str, all: &[(String, String)]) -> Option<CriuReq> {
-    let probe = tracking();
+    let probe = able();
     let all: std::collections::HashMap<String, String> = all
         .iter()
         .map(|(name, value)| (format!("{section}.cryo/{name}"), value.clone()))

@@ -13,3 +13,4 @@ pub mod scm;
 pub mod seccomp;
 pub mod socket;
 pub mod spawn;
+pub mod uffd;

@@ -159,6 +159,38 @@ pub fn recv_stream(sock: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
     Ok(fds)
 }
 
+/// Reads one byte from a stream socket, and the descriptor that came with it.
+///
+/// # Errors
+///
+/// `UnexpectedEof` at the end of the connection, `InvalidData` when the byte came alone, else what
+/// `recvmsg(2)` answers.
+pub fn recv_fd(sock: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut data = [0u8; 1];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = retry_on_intr(|| {
+        rustix::net::recvmsg(
+            sock,
+            &mut [IoSliceMut::new(&mut data)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })?;
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut received) => received.next(),
+        _ => None,
+    });
+    match (fd, got.bytes) {
+        (Some(fd), _) => Ok(fd),
+        (None, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        (None, _) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a file descriptor was to come, and did not",
+        )),
+    }
+}
+
 /// Waits until `sock` can be read (a message or the end), until one of `wakes` can be read, or
 /// until `timeout` has passed; says which.
 ///
@@ -243,6 +275,25 @@ mod tests {
         assert_eq!(recv_stream(b.as_fd()).expect("recv").len(), 1);
         drop(a);
         assert!(recv_stream(b.as_fd()).expect("end").is_empty());
+    }
+
+    #[test]
+    fn a_descriptor_comes_with_its_byte_alone() {
+        let (mut a, mut b) = std::os::unix::net::UnixStream::pair().expect("pair");
+        a.write_all(b"1234").expect("write");
+        send(a.as_fd(), b"f", &[a.as_fd()]).expect("send");
+        a.write_all(b"5678x").expect("write");
+        let mut four = [0; 4];
+        b.read_exact(&mut four).expect("read");
+        assert_eq!(&four, b"1234");
+        recv_fd(b.as_fd()).expect("descriptor");
+        b.read_exact(&mut four).expect("read");
+        assert_eq!(&four, b"5678");
+        let error = recv_fd(b.as_fd()).expect_err("a byte alone");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        drop(a);
+        let error = recv_fd(b.as_fd()).expect_err("the end");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

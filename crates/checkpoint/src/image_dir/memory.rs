@@ -1,11 +1,67 @@
 //! The memory of an image directory.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 
 use cryo_criu_image::Kind;
 use cryo_criu_image::pagemap::PagemapTotals;
+use cryo_criu_image::pstree::ProcessTree;
 
-use super::{Error, FlatDir, open};
+use super::{Error, FlatDir, flat_error, open};
+
+/// The open images of a process's memory, for who fills it in after the restore.
+#[derive(Debug)]
+pub struct LazyMemory {
+    /// The process, by its number in the images.
+    pub pid: u32,
+    /// Its `pagemap-*.img`.
+    pub pagemap: File,
+    /// The `pages-*.img` that belongs to it; one without pages may have none.
+    pub pages: Option<File>,
+}
+
+/// Opens the memory of all processes of the tree. The dead have none.
+///
+/// # Errors
+///
+/// [`Error::NotLazy`] for memory that cannot be filled in, and what opening says.
+pub(super) fn open_lazy(files: &FlatDir, tree: &ProcessTree) -> Result<Vec<LazyMemory>, Error> {
+    let file = |name: &str| files.open_file(name).map_err(|e| flat_error(name, e));
+    let mut memory = Vec::new();
+    for process in tree.processes() {
+        let name = Kind::Pagemap.file_name(process.pid.into());
+        if files.size(&name).is_none() {
+            continue;
+        }
+        let totals =
+            PagemapTotals::read(&name, open(files, &name)?).map_err(|source| Error::Damaged {
+                name: name.clone(),
+                source,
+            })?;
+        let not_lazy = |what| {
+            Err(Error::NotLazy {
+                name: name.clone(),
+                what,
+            })
+        };
+        if totals.newer {
+            return not_lazy("compressed by CRIU 4.3, or of something newer");
+        }
+        if totals.parent_lazy > 0 {
+            return not_lazy("marked to be filled in from a parent, as CRIU never does");
+        }
+        let pages = Kind::Pages.file_name(totals.pages_id.into());
+        memory.push(LazyMemory {
+            pid: process.pid,
+            pagemap: file(&name)?,
+            pages: match files.size(&pages) {
+                Some(_) => Some(file(&pages)?),
+                None => None,
+            },
+        });
+    }
+    Ok(memory)
+}
 
 /// Every pagemap can be read, and its pages are there.
 ///

@@ -198,8 +198,8 @@ impl Memory {
                     memory.missing.parent_bytes += bytes;
                     memory.in_parent.push((run.address, bytes));
                 }
-                Location::Nowhere { lazy: true } => memory.missing.lazy_bytes += bytes,
-                Location::Nowhere { lazy: false } => {}
+                Location::Nowhere if run.lazy => memory.missing.lazy_bytes += bytes,
+                Location::Nowhere => {}
             }
         }
         if offset > 0 {

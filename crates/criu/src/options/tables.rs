@@ -90,6 +90,7 @@ pub struct Restore {
     pub empty_netns: bool,
     pub ext_unix_sk: bool,
     pub file_locks: bool,
+    pub lazy_pages: bool,
     pub lsm_mount_context: Option<String>,
     pub lsm_profile: Option<String>,
     pub network_lock: Option<NetworkLockMethod>,
@@ -107,6 +108,7 @@ impl Default for Restore {
             // The dump has decided what is in the images.
             ext_unix_sk: true,
             file_locks: true,
+            lazy_pages: false,
             lsm_mount_context: None,
             lsm_profile: None,
             network_lock: None,
@@ -127,6 +129,7 @@ impl Restore {
             empty_netns: self.empty_netns,
             ext_unix_sk: self.ext_unix_sk,
             file_locks: self.file_locks,
+            lazy_pages: self.lazy_pages,
             lsm_mount_context: self.lsm_mount_context.clone(),
             lsm_profile: self.lsm_profile.clone(),
             network_lock: self.network_lock.or(restore.network_lock),
@@ -141,8 +144,8 @@ const fn criu(major: u32, minor: u32) -> Version {
     Version::new(major, minor, 0)
 }
 
-/// Why memory cannot be filled in later.
-const NOT_LAZY: &str = "cryo does not fill memory after a restore yet: leave the option out; all memory is restored at once";
+/// Why memory cannot be left to be filled in later.
+const NOT_LAZY: &str = "cryo does not serve memory after a checkpoint yet: leave the option out; all memory goes into the images";
 
 /// The words of `network-lock`, in both tables.
 macro_rules! network_locks {
@@ -440,13 +443,13 @@ impl Table for Restore {
         },
         Opt {
             name: "lazy-pages",
-            kind: Kind::Refused(NOT_LAZY),
+            kind: Kind::Flag(|o| &mut o.lazy_pages),
             access: Access::Anyone,
             field: None,
             default: "false",
             since: criu(3, 5),
-            needs: None,
-            meaning: "Refused: cryo does not fill memory after a restore yet.",
+            needs: Some(Feature::LazyPages),
+            meaning: "The processes run at once, and private memory comes when it is touched, while the rest is filled beside them. Refused with a user namespace.",
         },
         Opt {
             name: "lsm-mount-context",

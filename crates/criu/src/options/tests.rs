@@ -124,7 +124,7 @@ fn what_is_unknown_or_not_ones_own_is_refused_by_name() {
     let text = refusal(Source::Node, "parent-path", Raw::Text("../a"));
     assert!(text.contains("only the request"), "{text}");
     let text = refusal(Source::Request, "lazy-pages", Raw::Bool(true));
-    assert!(text.contains("does not fill memory"), "{text}");
+    assert!(text.contains("does not serve memory"), "{text}");
 
     // Those of others are theirs.
     let layer = annotations(&[
@@ -209,6 +209,19 @@ fn memory_that_is_not_tracked_is_told() {
     };
     let values = resolve(&[&parent, &pre_dump], &tracked).unwrap();
     assert!(values.pre_dump && values.parent_path.is_some());
+}
+
+#[test]
+fn memory_that_cannot_be_filled_in_is_told() {
+    let mut lazy = Layer::<Restore>::new(Source::Node);
+    lazy.put("lazy-pages", Raw::Bool(true)).unwrap();
+    let text = resolve(&[&lazy], &criu()).unwrap_err().to_string();
+    assert!(text.contains("CONFIG_USERFAULTFD"), "{text}");
+    let able = Probe {
+        lazy_pages: true,
+        ..criu()
+    };
+    assert!(resolve(&[&lazy], &able).unwrap().lazy_pages);
 }
 
 /// The page has the tables of the code; `CRYO_BLESS=1` writes them anew.

@@ -229,6 +229,7 @@ impl Actor {
                 since_s: self.begun_at.elapsed().as_secs(),
             }),
             requests_waiting: self.deferred.len(),
+            memory: self.context.memory.get().map(|memory| memory.describe()),
             streams: self.stdio.describe(),
             execs: self.execs.describe(),
         }
@@ -443,9 +444,11 @@ impl Actor {
                 tokio::task::spawn_blocking(move || {
                     let restored = context.checkpoint.is_some();
                     let engine = context.shared.engine.as_ref();
-                    context
+                    let removed = context
                         .record
-                        .remove_all(&context.state_dir(), engine, restored)
+                        .remove_all(&context.state_dir(), engine, restored);
+                    context.memory.end();
+                    removed
                 })
             };
             let (result, ()) = tokio::join!(removed, stdio.drain(DRAIN_LIMIT));

@@ -42,6 +42,10 @@ pub fn run(
     paused: bool,
     request: &CheckpointRequest,
 ) -> Result<(), TaskError> {
+    if let Some(memory) = context.memory.get() {
+        // CRIU cannot dump what is not there yet.
+        memory.wait(request.deadline, request.client_gone.as_deref())?;
+    }
     let config = criu::config(context)?;
     let criu = criu::find(&config)?;
     let options = settings::of_checkpoint(context, &config, &request.options, &criu)?;

@@ -12,6 +12,7 @@ use cryo_engine::{Enclosed, Engine, Target, spec};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use super::memory::Slot;
 use super::reaper::Reaper;
 use super::rootfs;
 use super::settings::Annotations;
@@ -65,6 +66,8 @@ pub struct Context {
     pub annotations: Annotations,
     /// The image directory it is to be restored from.
     pub checkpoint: Option<PathBuf>,
+    /// What fills its memory after a lazy restore.
+    pub memory: Slot,
 }
 
 impl Context {

@@ -73,6 +73,8 @@ pub struct ContainerState {
     pub operation: Option<Operation>,
     /// Requests that wait for the end of that.
     pub requests_waiting: usize,
+    /// How far its memory is, after a lazy restore.
+    pub memory: Option<MemoryState>,
     /// Its streams.
     pub streams: Vec<StreamState>,
     /// Its execs, by id.
@@ -86,6 +88,21 @@ pub struct Operation {
     pub name: String,
     /// For how long.
     pub since_s: u64,
+}
+
+/// The memory of a container that was restored with lazy-pages.
+#[derive(Debug, Clone, Serialize)]
+pub struct MemoryState {
+    /// `filling`, `filled`, or why that failed.
+    pub phase: String,
+    /// The process that fills it, until it has ended.
+    pub server: Option<u32>,
+    /// What is still to come.
+    pub left_bytes: u64,
+    /// What was to come in the beginning.
+    pub all_bytes: u64,
+    /// Tasks whose memory is held open.
+    pub held: usize,
 }
 
 /// An exec'd process.
@@ -155,6 +172,9 @@ impl fmt::Display for ContainerState {
         if let Some(operation) = &self.operation {
             write!(f, ", {} for {} s", operation.name, operation.since_s)?;
         }
+        if let Some(memory) = &self.memory {
+            write!(f, ", {memory}")?;
+        }
         if self.requests_waiting > 0 {
             write!(f, ", {} requests waiting", self.requests_waiting)?;
         }
@@ -164,6 +184,26 @@ impl fmt::Display for ContainerState {
             write!(f, ", checkpoint {}", checkpoint.display())?;
         }
         write!(f, ", bundle {}", self.bundle.display())
+    }
+}
+
+impl fmt::Display for MemoryState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            phase,
+            left_bytes,
+            all_bytes,
+            held,
+            ..
+        } = self;
+        write!(
+            f,
+            "memory {phase}, {left_bytes} of {all_bytes} bytes to come for {held} tasks"
+        )?;
+        match self.server {
+            Some(pid) => write!(f, " from process {pid}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -229,6 +269,13 @@ mod tests {
                     since_s: 3,
                 }),
                 requests_waiting: 2,
+                memory: Some(MemoryState {
+                    phase: "filling".to_owned(),
+                    server: Some(11),
+                    left_bytes: 4096,
+                    all_bytes: 8192,
+                    held: 2,
+                }),
                 streams: vec![StreamState {
                     name: "stdout",
                     address: "/f".to_owned(),
@@ -249,7 +296,7 @@ mod tests {
         let lines = dump.lines();
         assert!(lines[0].ends_with("creating new, to end with its last container"));
         assert!(lines[1].starts_with(
-            "container c: running, pid 7, checkpoint for 3 s, 2 requests waiting, stdout /f fds [8, 9] 5 bytes"
+            "container c: running, pid 7, checkpoint for 3 s, memory filling, 4096 of 8192 bytes to come for 2 tasks from process 11, 2 requests waiting, stdout /f fds [8, 9] 5 bytes"
         ), "{}", lines[1]);
         assert_eq!(lines[2], "container c exec e: stopped, pid 10, status 1");
     }

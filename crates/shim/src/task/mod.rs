@@ -12,6 +12,7 @@ mod failures;
 mod gate;
 mod hostname;
 mod kill;
+pub mod memory;
 pub mod oom;
 pub mod owners;
 mod pause;

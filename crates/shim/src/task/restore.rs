@@ -16,6 +16,7 @@ use super::context::{Context, from_engine, internal};
 use super::criu::{self, WorkDir};
 use super::gate::{self, Gate, Refused};
 use super::hostname::Names;
+use super::memory::{self, Restoring};
 use super::place::Place;
 use super::settings;
 use super::stdio::ContainerEnds;
@@ -39,6 +40,11 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     let work = WorkDir::create(context, "restore")?;
     let mut place = Place::new(context, &images, &work)?;
     mountpoint::make_all(&context.record.rootfs(), &context.spec).map_err(internal)?;
+    // Before what kills, so that it goes after it.
+    let memory = options
+        .lazy_pages
+        .then(|| memory::start(context, &images))
+        .transpose()?;
     let half_done = HalfDone(Some(context));
     let mut enclosed = context.enclose()?;
     if enclosed.is_none() {
@@ -56,6 +62,9 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
         None => bound_root(context, &work)?,
     };
     let (inside, time_namespace) = place.map_or((None, None), |p| (p.inside, p.time_namespace));
+    if let Some(memory) = &memory {
+        memory.listen(&images, work.path())?;
+    }
     let (inherit_fds, join_ns) = namespaces(context)?;
     let cgroup_namespace = cgroup_namespace(context)?;
     let mut gate = Gate::new(
@@ -124,8 +133,9 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     };
     let restored = criu.restore(options, &mut notify, &Control::default());
     drop(names);
-    let restored = restored.map_err(|error| match refused.take() {
-        Some(refused) => refused,
+    let memory_failed = || memory.as_ref().and_then(Restoring::failure);
+    let restored = restored.map_err(|error| match refused.take().or_else(memory_failed) {
+        Some(cause) => cause,
         None => work.failed(context, "restore", error),
     })?;
     if !checked {
@@ -145,6 +155,9 @@ pub fn run(context: &Context, ends: ContainerEnds) -> Result<Started, TaskError>
     }
     if let Some(to) = context.options.criu_work() {
         work.hand_over(&to, &["restore.log", "stats-restore"])?;
+    }
+    if let Some(memory) = memory {
+        memory.done()?;
     }
     half_done.done();
     Ok(Started { pid, console })

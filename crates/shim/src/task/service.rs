@@ -22,9 +22,9 @@ use super::container::{Container, raw};
 use super::context::{Context, Record, Shared, from_engine, from_spec, internal, state_dir};
 use super::dump::{self, ContainerState, Dump, ShimState};
 use super::process::Exec;
-use super::rootfs;
 use super::settings::Annotations;
 use super::stdio::{Paths, Stdio};
+use super::{memory, rootfs};
 use crate::bootstrap;
 use crate::events;
 use crate::info;
@@ -374,6 +374,7 @@ fn prepare(
         options,
         annotations,
         checkpoint,
+        memory: memory::Slot::default(),
     })
 }
 

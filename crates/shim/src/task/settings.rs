@@ -63,6 +63,7 @@ pub(super) fn of_restore(
     let options = options::resolve(&layers, &probe(criu)?).map_err(unmet)?;
     check_empty_netns(options.empty_netns, &context.spec)?;
     check_lsm(&options, in_use)?;
+    check_lazy(&options, &context.spec)?;
     Ok(options)
 }
 
@@ -92,6 +93,29 @@ fn check_lsm(options: &Restore, in_use: impl Fn(&str) -> bool) -> Result<(), Tas
                 "[restore] {option}: {lsm} is not in use on this node: leave the option out, or start the kernel with it"
             )));
         }
+    }
+    Ok(())
+}
+
+/// Memory that is not there yet.
+fn check_lazy(options: &Restore, spec: &Spec) -> Result<(), TaskError> {
+    let refused = |why: &str| {
+        Err(TaskError::FailedPrecondition(format!(
+            "lazy-pages: {why}: leave the option out"
+        )))
+    };
+    if !options.lazy_pages {
+        return Ok(());
+    }
+    if spec::namespace(spec, LinuxNamespaceType::User) != spec::Namespace::Host {
+        return refused(
+            "the container has a user namespace, in which the kernel gives out no userfaultfd that tells of forks",
+        );
+    }
+    if options.auto_dedup {
+        return refused(
+            "memory that is still to come cannot be cut out of the images (auto-dedup)",
+        );
     }
     Ok(())
 }

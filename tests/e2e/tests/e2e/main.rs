@@ -18,6 +18,7 @@ mod hostile;
 mod images;
 mod inspect;
 mod kubelet;
+mod lazy;
 mod lifecycle;
 mod live;
 mod memory;
@@ -94,7 +95,8 @@ async fn ended_with(
 }
 
 fn main() -> ExitCode {
-    let mut tests = vec![
+    let mut tests =
+        vec![
         test!(lifecycle::exit_codes_come_through_ctr),
         test!(lifecycle::a_signal_is_128_and_its_number),
         test!(lifecycle::short_lived_processes_start_before_they_exit),
@@ -272,6 +274,14 @@ fn main() -> ExitCode {
         test!(options::auto_dedup_of_a_restore)
             .alone()
             .not_on_runc(NO_OPTIONS),
+        test!(lazy::it_runs_before_its_memory_is_there).within(LONG).not_on_runc(NO_OPTIONS),
+        test!(lazy::forks_and_moves_find_their_memory).not_on_runc(NO_OPTIONS),
+        test!(lazy::a_checkpoint_waits_for_the_memory).not_on_runc(NO_OPTIONS),
+        test!(lazy::a_delete_ends_the_server).not_on_runc(NO_OPTIONS),
+        test!(lazy::the_end_of_the_server_is_the_containers).not_on_runc(NO_OPTIONS),
+        test!(lazy::the_shim_killed).not_on_runc(NO_OPTIONS),
+        test!(lazy::a_memory_limit_ends_it).not_on_runc(NO_OPTIONS),
+        test!(lazy::what_cannot_be_is_refused_at_once).not_on_runc(NO_OPTIONS),
         test!(parents::a_chain_restores_where_the_node_allows_it)
             .alone()
             .not_on_runc(NO_OPTIONS),

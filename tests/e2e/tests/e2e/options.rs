@@ -217,13 +217,13 @@ pub(crate) async fn unknown_and_foreign_annotations_end_a_create(
         ("checkpoint.cryo/page-server=192.0.2.1:1", "node's owner"),
         ("checkpoint.cryo/parent-path=../../other", "request"),
         ("checkpoint.cryo/manage-cgroups=full", "node's owner"),
-        ("checkpoint.cryo/lazy-pages=true", "not fill memory"),
+        ("checkpoint.cryo/lazy-pages=true", "not serve memory"),
         ("restore.cryo/libdir=/tmp/plugins", "no such option"),
         (
             "restore.cryo/lsm-profile=apparmor:unconfined",
             "node's owner",
         ),
-        ("restore.cryo/lazy-pages=true", "not fill memory"),
+        ("restore.cryo/lazy-pages=perhaps", "perhaps"),
         ("restore.cryo/shell-job=true", "terminal"),
     ] {
         let container = cx
