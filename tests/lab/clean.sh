@@ -10,12 +10,13 @@
 set -u
 REPO=$(cd "$(dirname "$0")/../.." && pwd)
 LAB=$REPO/hack/lab
+LAB_DIR=${LAB_DIR:-$REPO/.lab}
 MARK=CRYO_LAB_TEST=clean-$$-$RANDOM # only hack/lab and what it starts have it
 lab() { env "$MARK" LAB_QUIET=1 "$LAB" "$@"; }
 A=clean-a-$$ B=clean-b-$$
 WORK=$(mktemp -d)
 passed=0 failed=0
-trap 'lab down "$A" "$B" 2>/dev/null; rm -rf "$WORK" "$REPO/.lab/nodes/$A" "$REPO/.lab/nodes/$B" "$REPO/.lab/locks/$A" "$REPO/.lab/locks/$B"' EXIT
+trap 'lab down "$A" "$B" 2>/dev/null; rm -rf "$WORK" "$LAB_DIR/nodes/$A" "$LAB_DIR/nodes/$B" "$LAB_DIR/locks/$A" "$LAB_DIR/locks/$B"' EXIT
 
 NS='{mnt,pid,net,uts,ipc,cgroup,user,time}'
 OWN=" $(eval "readlink /proc/self/ns/$NS" 2>/dev/null | tr '\n' ' ')"
@@ -101,7 +102,7 @@ check() { # check NAME: runs case_NAME between two looks at the machine
 		fail "left behind ($n): $(head -n 4 <<<"$leaks" | tr '\n' ',')"
 	fi
 	for node in "$A" "$B"; do
-		[[ -z $(find "$REPO/.lab/nodes/$node" -mindepth 1 -maxdepth 1 ! -name log 2>/dev/null) || $1 == *kill* ]] ||
+		[[ -z $(find "$LAB_DIR/nodes/$node" -mindepth 1 -maxdepth 1 ! -name log 2>/dev/null) || $1 == *kill* ]] ||
 			fail "the folder of $node is not empty"
 	done
 	if [[ -z $problem ]]; then
@@ -126,7 +127,7 @@ case_up_down() {
 
 case_two_nodes() {
 	up "$A" "$B"
-	in_a busybox ping -c1 -W2 "10.88.0.$(<"$REPO/.lab/nodes/$B/index")"
+	in_a busybox ping -c1 -W2 "10.88.0.$(<"$LAB_DIR/nodes/$B/index")"
 	down "$A" "$B"
 }
 
@@ -163,7 +164,7 @@ case_pid1_killed() {
 case_watcher_killed() {
 	up "$A"
 	container c1
-	kill -KILL "$(cut -d' ' -f1 "$REPO/.lab/nodes/$A/supervisor")"
+	kill -KILL "$(cut -d' ' -f1 "$LAB_DIR/nodes/$A/supervisor")"
 	sleep 0.5
 	lab pid "$A" >/dev/null 2>&1 && fail "the node lives on without its watcher"
 	down "$A"
@@ -210,7 +211,7 @@ case_run_terminated() {
 	setsid env --default-signal=INT,TERM "$MARK" LAB_QUIET=1 "$LAB" run "$A" -- sleep 1000 >"$WORK/out" 2>&1 &
 	local p=$! i
 	for ((i = 0; i < 200; i++)); do
-		[[ ! -e $REPO/.lab/nodes/$A/committed ]] || break
+		[[ ! -e $LAB_DIR/nodes/$A/committed ]] || break
 		sleep 0.1
 	done
 	kill -TERM -- "-$p"
