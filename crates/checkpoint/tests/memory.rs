@@ -3,15 +3,17 @@
 
 mod fixture;
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cryo_checkpoint::memory::diff::{self, Fate};
 use cryo_checkpoint::memory::elf::Dump;
 use cryo_checkpoint::memory::search::{self, Options, Pattern};
 use cryo_checkpoint::memory::{self, Error, Memory};
-use cryo_checkpoint::source::Source;
+use cryo_checkpoint::source::{Blob, Source};
 use fixture::Files;
 use fixture::memory::{HEAP, PAGE, RIP, STACK_END, archive, pagemap, pages};
 use proptest::prelude::*;
@@ -464,6 +466,14 @@ fn a_core_file_is_sparse() {
     assert!(blocks < 16 * PAGE, "{blocks} bytes on the disk");
 }
 
+fn options(pages_at_once: u64) -> diff::Options {
+    diff::Options {
+        ranges: true,
+        threads: 2,
+        pages_at_once,
+    }
+}
+
 #[test]
 fn comparing() {
     let mut changed = archive();
@@ -483,17 +493,30 @@ fn comparing() {
         "checkpoint/mm-1.img".into(),
         fixture::image(cryo_criu_image::Kind::Mm, &[mm]),
     );
-    let read = |source: &Source| diff::Image::read(source, 1, Ok, 2, |_| {}).unwrap();
+    let read = |source: &Source| diff::Image::open(source, 1).unwrap();
+    // Also in windows of few pages, each page by itself at last.
+    let compare = |before: &diff::Image, after: &diff::Image| {
+        let [first, rest @ ..] = [diff::PAGES_AT_ONCE, 5, 1].map(|pages| {
+            let read = AtomicU64::new(0);
+            let done = |bytes| _ = read.fetch_add(bytes, Ordering::Relaxed);
+            let areas = diff::compare(before, after, options(pages), done).unwrap();
+            (areas, read.into_inner())
+        });
+        for other in rest {
+            assert_eq!(first, other);
+        }
+        first.0
+    };
     forms(&archive(), |before| {
         let before = read(before);
-        let same = diff::compare(&before, &before);
+        let same = compare(&before, &before);
         assert!(
             same.iter()
                 .all(|area| area.pages.is_same() && area.fate == Fate::Kept)
         );
         assert_eq!(same.iter().map(|area| area.pages.same).sum::<u64>(), 8);
         forms(&changed, |after| {
-            let areas = diff::compare(&before, &read(after));
+            let areas = compare(&before, &read(after));
             let lines: Vec<_> = areas
                 .iter()
                 .map(|area| {
@@ -527,8 +550,81 @@ fn comparing() {
     });
 }
 
+/// Pages of the heap, by number, with what each is filled with.
+type Heap = BTreeMap<u64, u8>;
+
+/// A checkpoint whose heap has these pages, which stand in the image in some other order.
+fn with_heap(heap: &Heap, order: usize) -> Files {
+    let mut pages: Vec<_> = heap.iter().collect();
+    let by = order % pages.len().max(1);
+    pages.rotate_left(by);
+    let runs: Vec<_> = pages
+        .iter()
+        .map(|(number, _)| (HEAP + **number * PAGE, 1, 4))
+        .collect();
+    let content = pages.iter().flat_map(|(_, fill)| [**fill; PAGE as usize]);
+    let mut files = archive();
+    files.insert("checkpoint/pagemap-1.img".into(), pagemap(1, &runs));
+    files.insert("checkpoint/pages-1.img".into(), content.collect());
+    files
+}
+
+/// What became of the heap, and the numbers of its pages that were touched.
+fn naive(before: &Heap, after: &Heap) -> (diff::Pages, Vec<u64>) {
+    let (mut pages, mut touched) = (diff::Pages::default(), Vec::new());
+    for number in 0..15 {
+        match (before.get(&number), after.get(&number)) {
+            (None, None) => continue,
+            (Some(was), Some(is)) if was == is => pages.same += 1,
+            (Some(_), None) => pages.removed += 1,
+            (was, is) => {
+                *if was.is_some() {
+                    &mut pages.changed
+                } else {
+                    &mut pages.added
+                } += 1;
+                pages.zero += u64::from(is == Some(&0));
+                touched.push(number);
+            }
+        }
+    }
+    (pages, touched)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// In whatever order the pages stand and however many are looked at at a time.
+    #[test]
+    fn comparing_is_that_of_each_page(
+        before in prop::collection::btree_map(0..15u64, 0..3u8, 0..15),
+        after in prop::collection::btree_map(0..15u64, 0..3u8, 0..15),
+        orders in any::<[usize; 2]>(),
+        pages_at_once in 0..40u64,
+    ) {
+        let (expected, touched) = naive(&before, &after);
+        let [before, after] = [(&before, orders[0]), (&after, orders[1])]
+            .map(|(heap, order)| fixture::tar(&with_heap(heap, order)));
+        let open = |tar: &[u8]| {
+            let sources = Source::of_blob("cp.tar", &Blob::from_bytes(tar)).unwrap();
+            diff::Image::open(&sources[0], 1).unwrap()
+        };
+        // One at any place, one as a stream.
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&before).unwrap();
+        let before = diff::Image::open(&Source::open(file.path()).unwrap(), 1).unwrap();
+        let after = open(&zstd::encode_all(after.as_slice(), 1).unwrap());
+        let areas = diff::compare(&before, &after, options(pages_at_once), |_| {}).unwrap();
+        let heap = areas.iter().find(|area| area.range.start == HEAP).unwrap();
+        prop_assert_eq!(heap.pages, expected);
+        let found: Vec<_> = heap
+            .touched
+            .iter()
+            .flat_map(|range| (range.start..range.end).step_by(PAGE as usize))
+            .map(|address| (address - HEAP) / PAGE)
+            .collect();
+        prop_assert_eq!(found, touched);
+    }
 
     /// Whatever the images say, it is an answer or an error.
     #[test]
@@ -545,8 +641,8 @@ proptest! {
         tar.write_all(&fixture::tar(&files)).unwrap();
         let source = Source::open(tar.path()).unwrap();
         for (process, _) in memory::processes(&source).unwrap_or_default() {
-            if let Ok(image) = diff::Image::read(&source, process.pid, Ok, 1, |_| {}) {
-                let _ = diff::compare(&image, &image);
+            if let Ok(image) = diff::Image::open(&source, process.pid) {
+                let _ = diff::compare(&image, &image, options(3), |_| {});
             }
             if let Ok(dump) = Dump::open(&source, &process) {
                 // Sparse: its length is bounded by the file system alone.

@@ -175,9 +175,12 @@ impl Diff {
             .into());
         }
         let mut differences = self.compare(&before, &after);
-        let detail = self
-            .detail
-            .compare(source_before, source_after, self.show_unchanged)?;
+        let detail = self.detail.compare(
+            source_before,
+            source_after,
+            self.show_unchanged,
+            matches!(self.format, Format::Json),
+        )?;
         differences.detail = detail.json;
         let text = match self.format {
             Format::Tree => {

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use cryo_criu_image::files::{Object, OpenFile};
-use cryo_criu_image::mm::{Backing, MemoryMap};
+use cryo_criu_image::mm::{Backing, MemoryMap, Range};
 use cryo_criu_image::pagemap::{Location, Pagemap};
 use cryo_criu_image::pstree::{Process, ProcessTree};
 use cryo_criu_image::task::{Core, ProcessCore, TaskState};
@@ -276,6 +276,24 @@ impl Memory {
     /// How many bytes can be read.
     pub fn bytes(&self) -> u64 {
         self.runs.iter().map(|run| run.bytes).sum()
+    }
+
+    /// How many of them are between two addresses.
+    fn bytes_between(&self, Range { start, end }: Range) -> u64 {
+        let parts = self.runs.iter().filter_map(|run| run.part(start, end));
+        parts.map(|part| part.bytes).sum()
+    }
+
+    /// What can be read between two addresses.
+    fn between(&self, Range { start, end }: Range) -> Self {
+        let parts = self.runs.iter().filter_map(|run| run.part(start, end));
+        Self {
+            runs: parts.collect(),
+            sources: self.sources.clone(),
+            page_bytes: self.page_bytes,
+            missing: Missing::default(),
+            in_parent: Vec::new(),
+        }
     }
 
     /// What cannot.

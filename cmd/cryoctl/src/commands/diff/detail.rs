@@ -19,6 +19,9 @@ use crate::progress::ProgressArgs;
 use crate::table::Table;
 use crate::text::printable;
 
+/// Most threads that pages are hashed on: each has a buffer, and more wait for the disk.
+const MAX_THREADS: usize = 16;
+
 /// What to compare.
 #[derive(Debug, Args)]
 pub(super) struct Detail {
@@ -53,16 +56,17 @@ pub(super) struct Report {
 type Change = (String, Option<String>, Option<String>);
 
 impl Detail {
-    /// Compares what was asked for.
+    /// Compares what was asked for. `ranges`: tell where memory changed, which the text does not.
     pub(super) fn compare(
         &self,
         before: &Source,
         after: &Source,
         show_unchanged: bool,
+        ranges: bool,
     ) -> Result<Report, Failure> {
         let mut report = Report::default();
         if self.memory {
-            let processes = self.memory(before, after)?;
+            let processes = self.memory(before, after, ranges)?;
             memory_report(&processes, show_unchanged, &mut report);
         }
         if self.credentials {
@@ -80,7 +84,12 @@ impl Detail {
         Ok(report)
     }
 
-    fn memory(&self, before: &Source, after: &Source) -> Result<Vec<ProcessDiff>, Failure> {
+    fn memory(
+        &self,
+        before: &Source,
+        after: &Source,
+        ranges: bool,
+    ) -> Result<Vec<ProcessDiff>, Failure> {
         let old = memory::processes(before)?;
         let new = memory::processes(after)?;
         let both = || {
@@ -95,15 +104,20 @@ impl Detail {
         }
         let progress = self.progress.start("comparing", total);
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let read = |checkpoint, pid| {
-            diff::Image::read(checkpoint, pid, Ok, threads, |bytes| progress.add(bytes))
+        let options = diff::Options {
+            ranges,
+            threads: threads.min(MAX_THREADS),
+            pages_at_once: diff::PAGES_AT_ONCE,
         };
         both()
             .map(|(process, core)| {
+                let was = diff::Image::open(before, process.pid)?;
+                let is = diff::Image::open(after, process.pid)?;
+                let done = |bytes| progress.add(bytes);
                 Ok(ProcessDiff {
                     pid: process.pid,
                     name: core.comm_lossy().into_owned(),
-                    areas: diff::compare(&read(before, process.pid)?, &read(after, process.pid)?),
+                    areas: diff::compare(&was, &is, options, done)?,
                 })
             })
             .collect()
