@@ -15,7 +15,7 @@ use cryo_e2e::reference::older_archive;
 use cryo_e2e::workload::PYTHON;
 use serde_json::{Value, json};
 
-use crate::podman;
+use crate::{memory, podman};
 
 /// Sockets and files of many kinds, and a child. On one line, as arguments in a tree are.
 const PROGRAM: &str = r#"exec("
@@ -365,6 +365,32 @@ pub(crate) async fn podmans_archives_with_crun_as_well(cx: Context) -> anyhow::R
     of_podman(&cx, "crun").await
 }
 
+/// What both say of the memory in an archive of [`PROGRAM`].
+async fn compare_memory(node: &Node, older: &str, folder: &str) -> anyhow::Result<()> {
+    let sizes = run(node, &["cryoctl", "memparse", "--format", "json", older]).await?;
+    let sizes: Value = serde_json::from_str(&sizes)?;
+    let processes = sizes[0]["processes"].as_array().context("no processes")?;
+    // The small one, for the hexdumps: of MiB, checkpointctl takes half a minute.
+    let child = processes.iter().find(|process| process["name"] == "sleep");
+    let child = child.and_then(|process| process["pid"].as_u64());
+    let child = child.with_context(|| format!("no sleep in {sizes}"))?;
+    let child = child.to_string();
+    let file = format!("{folder}/hexdump");
+    let lines: [&[&str]; 7] = [
+        &[],
+        &["-p", &child],
+        &["-p", &child, "-o", &file],
+        &["-p", "1", "-s", "two words", "-c", "10"],
+        &["-p", &child, "-s", "PATH", "-c", "3"],
+        &["-p", "1", "-r", "/tmp/f[a-z]+", "-c", "7"],
+        &["-p", "1", "-s", "this is nowhere in it"],
+    ];
+    for line in lines {
+        memory::same(node, line, older).await?;
+    }
+    Ok(())
+}
+
 async fn of_podman(cx: &Context, runtime: &str) -> anyhow::Result<()> {
     let node = cx.a()?;
     let folder = cx.folder(node, runtime)?;
@@ -374,6 +400,7 @@ async fn of_podman(cx: &Context, runtime: &str) -> anyhow::Result<()> {
     let archive = format!("{folder}/program.tar");
     let older = older_archive(node, &archive, &folder).await?;
     compare(node, &archive, &older).await?;
+    compare_memory(node, &older, &folder).await?;
     let mut commands = Vec::new();
     for suffix in ["gz", "zst"] {
         for program in ["checkpointctl", "cryoctl"] {

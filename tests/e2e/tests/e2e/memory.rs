@@ -68,7 +68,7 @@ async fn run(node: &Node, command: &[&str]) -> anyhow::Result<String> {
 }
 
 /// The output of both programs, the same to the byte; of a written file its digest is part of it.
-async fn same(node: &Node, line: &[&str], archive: &str) -> anyhow::Result<()> {
+pub(crate) async fn same(node: &Node, line: &[&str], archive: &str) -> anyhow::Result<()> {
     let mut outputs = Vec::new();
     for program in ["checkpointctl", "cryoctl"] {
         let command = [&[program, "memparse"], line, &[archive]].concat();
