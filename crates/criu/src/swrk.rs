@@ -1,5 +1,6 @@
 //! The criu program: dumps, restores and questions, each asked of a [worker] of its own.
 
+mod serving;
 mod worker;
 
 use std::io;
@@ -16,6 +17,8 @@ use crate::error::{CriuError, Operation};
 use crate::notify::Notify;
 use crate::proto::{CriuReq, CriuResp};
 use crate::request::{BadOption, DumpOptions, PageServer, RestoreOptions};
+
+pub use self::serving::Serving;
 
 /// Where distributions put it.
 const USUAL_PLACES: &[&str] = &[
@@ -99,7 +102,8 @@ impl Abort {
     }
 
     /// Readable once somebody has triggered it.
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 

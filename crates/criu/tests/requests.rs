@@ -234,7 +234,15 @@ fn all_options<T: Table>(texts: &[(&str, &str)]) -> T {
 #[test]
 fn a_dump_with_every_option() {
     let texts = [("page-server", "[::1]:9876"), ("parent-path", "../first")];
-    let options: Checkpoint = all_options(&texts);
+    let lazy: Checkpoint = all_options(&texts);
+    let dump = lazy.apply(DumpOptions::new(4711, fd(), "/work"));
+    let images = dump.images.as_raw_fd();
+    // Its page server is the shim, not one that CRIU is to send memory to.
+    golden("dump-lazy.txt", dump.request(12).expect("request"), images);
+    let options = Checkpoint {
+        lazy_pages: false,
+        ..lazy
+    };
     let dump = options.apply(DumpOptions::new(4711, fd(), "/work"));
     let images = dump.images.as_raw_fd();
     golden(

@@ -16,6 +16,7 @@ pub struct Checkpoint {
     pub ext_unix_sk: bool,
     pub file_locks: bool,
     pub ghost_limit_bytes: Option<u32>,
+    pub lazy_pages: bool,
     pub link_remap: bool,
     pub lossy: bool,
     pub manage_cgroups: CgMode,
@@ -23,6 +24,7 @@ pub struct Checkpoint {
     pub page_server: Option<SocketAddr>,
     pub parent_path: Option<PathBuf>,
     pub pre_dump: bool,
+    pub serve_timeout_s: u32,
     pub shell_job: bool,
     pub tcp_close: bool,
     pub tcp_established: bool,
@@ -38,6 +40,7 @@ impl Default for Checkpoint {
             ext_unix_sk: false,
             file_locks: false,
             ghost_limit_bytes: None,
+            lazy_pages: false,
             link_remap: false,
             lossy: false,
             manage_cgroups: CgMode::Ignore,
@@ -45,6 +48,7 @@ impl Default for Checkpoint {
             page_server: None,
             parent_path: None,
             pre_dump: false,
+            serve_timeout_s: 600,
             shell_job: false,
             tcp_close: false,
             tcp_established: false,
@@ -68,7 +72,13 @@ impl Checkpoint {
             link_remap: self.link_remap,
             cgroups: self.manage_cgroups,
             network_lock: self.network_lock.or(dump.network_lock),
-            page_server: self.page_server.map(PageServer::At).or(dump.page_server),
+            lazy_pages: self.lazy_pages,
+            // Of a lazy one it is where cryo serves.
+            page_server: self
+                .page_server
+                .filter(|_| !self.lazy_pages)
+                .map(PageServer::At)
+                .or(dump.page_server),
             // What is tracked from here on can be left out by the next one.
             track_mem: self.pre_dump || self.parent_path.is_some(),
             parent_images: self.parent_path.clone(),
@@ -143,9 +153,6 @@ impl Restore {
 const fn criu(major: u32, minor: u32) -> Version {
     Version::new(major, minor, 0)
 }
-
-/// Why memory cannot be left to be filled in later.
-const NOT_LAZY: &str = "cryo does not serve memory after a checkpoint yet: leave the option out; all memory goes into the images";
 
 /// The words of `network-lock`, in both tables.
 macro_rules! network_locks {
@@ -232,13 +239,13 @@ impl Table for Checkpoint {
         },
         Opt {
             name: "lazy-pages",
-            kind: Kind::Refused(NOT_LAZY),
-            access: Access::Anyone,
+            kind: Kind::Flag(|o| &mut o.lazy_pages),
+            access: Access::Request,
             field: None,
             default: "false",
-            since: criu(3, 5),
+            since: criu(4, 0),
             needs: None,
-            meaning: "Refused: cryo does not serve memory after a checkpoint yet.",
+            meaning: "Leave memory with the processes, which stay stopped, and serve it at `page-server` to who restores them; they end when it was fetched. Needs `exit`.",
         },
         Opt {
             name: "link-remap",
@@ -304,7 +311,7 @@ impl Table for Checkpoint {
             default: "none",
             since: criu(1, 2),
             needs: None,
-            meaning: "A `criu page-server` that takes the memory, unencrypted. The checkpoint has all but `pages-*.img` and `pagemap-*.img`, which the server writes; put them together for a restore.",
+            meaning: "A `criu page-server` that takes the memory, unencrypted. The checkpoint has all but `pages-*.img` and `pagemap-*.img`, which the server writes; put them together for a restore. With `lazy-pages`, the address of this node where the memory is served.",
         },
         Opt {
             name: "parent-path",
@@ -340,6 +347,20 @@ impl Table for Checkpoint {
             since: criu(3, 17),
             needs: Some(Feature::MemTrack),
             meaning: "Take memory alone and let the container go on; the next checkpoint names this one as its parent. It cannot be restored by itself.",
+        },
+        Opt {
+            name: "serve-timeout",
+            kind: Kind::Number {
+                unit: Unit::Seconds,
+                range: 1..=86400,
+                set: |o, n| o.serve_timeout_s = n,
+            },
+            access: Access::Node,
+            field: None,
+            default: "600",
+            since: criu(4, 0),
+            needs: None,
+            meaning: "Seconds that the fetching of memory may take with `lazy-pages`, all in all. Then it is given up, and the container goes on here.",
         },
         Opt {
             name: "shell-job",

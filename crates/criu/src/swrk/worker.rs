@@ -50,7 +50,7 @@ pub(super) struct Place {
 
 /// Why we want it to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Ending {
+pub(super) enum Ending {
     Deadline,
     Cancelled,
     Refused { event: String, reason: String },
@@ -58,18 +58,19 @@ enum Ending {
 
 /// A running `criu swrk`. Dropping it, as a panic in a callback does, closes the connection,
 /// lets CRIU undo, and kills it if it does not.
+#[derive(Debug)]
 pub(super) struct Worker {
     binary: PathBuf,
     operation: Operation,
-    child: Child,
-    sock: Option<OwnedFd>,
+    pub(super) child: Child,
+    pub(super) sock: Option<OwnedFd>,
     output: File,
     work_dir: Option<(PathBuf, OwnedFd)>,
     /// The restored root task, from when CRIU told of it.
     root: Option<OwnedFd>,
-    ending: Option<Ending>,
+    pub(super) ending: Option<Ending>,
     /// CRIU had to be killed.
-    killed: bool,
+    pub(super) killed: bool,
 }
 
 impl Worker {
@@ -220,41 +221,57 @@ impl Worker {
         control: &Control<'_>,
     ) -> Result<CriuResp, Talk> {
         self.send(request)?;
+        let response = self.converse(request, None, notify, control)?;
+        // It stops nowhere on its way.
+        response.ok_or(Talk::Closed)
+    }
+
+    /// Answers questions until the final response, or leaves the question of this event
+    /// unanswered, which is `None`. It is refused where the operation is to end anyway.
+    pub(super) fn converse(
+        &mut self,
+        request: &CriuReq,
+        until: Option<&Event>,
+        notify: &mut dyn Notify,
+        control: &Control<'_>,
+    ) -> Result<Option<CriuResp>, Talk> {
         loop {
             let (response, fd) = self.receive(control)?;
             if response.r#type() != ReqType::Notify {
                 if response.r#type != request.r#type {
                     return Err(self.unexpected(&response));
                 }
-                return Ok(response);
+                return Ok(Some(response));
             }
-            let answer = self.question(&response, fd, notify, control)?;
+            let event = self.event(&response)?;
+            self.look_at(control);
+            if until == Some(&event) && self.ending.is_none() {
+                return Ok(None);
+            }
+            let answer = self.question(&event, fd, notify);
             self.send(&answer)?;
         }
     }
 
-    fn question(
-        &mut self,
-        response: &CriuResp,
-        fd: Option<OwnedFd>,
-        notify: &mut dyn Notify,
-        control: &Control<'_>,
-    ) -> Result<CriuReq, Talk> {
+    fn event(&self, response: &CriuResp) -> Result<Event, Talk> {
         let notification = response.notify.clone().unwrap_or_default();
         let script = notification.script.unwrap_or_default();
         let event = Event::parse(&script, notification.pid).map_err(|e| self.protocol(e))?;
         tracing::debug!(operation = %self.operation, event = event.name(), "criu asks");
-        if let Event::SetupNamespaces { pid } | Event::PostRestore { pid } = event
+        Ok(event)
+    }
+
+    fn question(&mut self, event: &Event, fd: Option<OwnedFd>, notify: &mut dyn Notify) -> CriuReq {
+        if let Event::SetupNamespaces { pid } | Event::PostRestore { pid } = *event
             && self.root.is_none()
         {
             self.root = Pid::from_raw(pid.max(0))
                 .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
         }
-        self.look_at(control);
         let mut external = Vec::new();
         if self.ending.is_none() {
-            match notify.notify(&event, fd) {
-                Ok(()) if event == Event::QueryExtFiles => external = notify.more_external(),
+            match notify.notify(event, fd) {
+                Ok(()) if *event == Event::QueryExtFiles => external = notify.more_external(),
                 Ok(()) => {}
                 Err(refusal) => {
                     self.ending = Some(Ending::Refused {
@@ -271,7 +288,7 @@ impl Worker {
             self.kill_root();
             self.kill();
         }
-        Ok(CriuReq {
+        CriuReq {
             notify_success: Some(self.ending.is_none() || !event.can_refuse()),
             opts: (!external.is_empty()).then(|| CriuOpts {
                 images_dir_fd: -1,
@@ -279,10 +296,10 @@ impl Worker {
                 ..CriuOpts::default()
             }),
             ..CriuReq::of(ReqType::Notify)
-        })
+        }
     }
 
-    fn send(&mut self, request: &CriuReq) -> Result<(), Talk> {
+    pub(super) fn send(&mut self, request: &CriuReq) -> Result<(), Talk> {
         let Some(sock) = &self.sock else {
             return Err(Talk::Closed);
         };

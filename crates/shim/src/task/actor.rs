@@ -6,6 +6,7 @@
 //! Kill and Wait.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ use super::pause::{Due, Ended, Pauses, Why};
 use super::process::{self as exec, Host, Processes};
 use super::state::{Exit, Op, Phase, State};
 use super::stdio::{ContainerEnds, Stdio};
+use super::transfer::Transfer;
 use super::{checkpoint, criu, failures, kill, oom, restore};
 use crate::events;
 use crate::rpc::TaskError;
@@ -63,6 +65,8 @@ pub(super) fn spawn(
         execs: Processes::default(),
         deferred: Vec::new(),
         give_up: None,
+        asked: None,
+        transfer: None,
         exit: exit_sender,
         outbox: commands.downgrade(),
         context: Arc::clone(context),
@@ -89,6 +93,15 @@ struct HeldExit {
 }
 
 #[derive(Debug)]
+struct Asked {
+    /// Where the images go.
+    path: PathBuf,
+    /// The container was paused for it.
+    paused: bool,
+    reply: Reply<()>,
+}
+
+#[derive(Debug)]
 struct Actor {
     context: Arc<Context>,
     state: State,
@@ -109,6 +122,10 @@ struct Actor {
     deferred: Vec<Command>,
     /// Gives the checkpoint under way up.
     give_up: Option<Arc<Abort>>,
+    /// Who asked for the checkpoint under way, and has no answer yet.
+    asked: Option<Asked>,
+    /// The transfer under way.
+    transfer: Option<Arc<Transfer>>,
     /// From the first process to the removal of the cgroups.
     oom: Option<oom::Watch>,
     exit: watch::Sender<Option<Exit>>,
@@ -139,7 +156,9 @@ impl Actor {
             Command::Pause(_) | Command::Checkpoint(..) => self.execs.any_starting(),
             Command::ResumeDue(_) => self.state.busy().is_some(),
             // Who resumes a container does not want the checkpoint that holds it any more.
-            Command::Resume(_) => self.state.busy() == Some(Op::Checkpoint),
+            Command::Resume(_) => {
+                matches!(self.state.busy(), Some(Op::Checkpoint | Op::Transfer))
+            }
             _ => false,
         }
     }
@@ -148,6 +167,9 @@ impl Actor {
         if self.must_wait(&command) {
             if let (Command::Resume(_), Some(abort)) = (&command, &self.give_up) {
                 abort.trigger();
+            }
+            if let (Command::Resume(_), Some(transfer)) = (&command, &self.transfer) {
+                transfer.give_up();
             }
             self.deferred.push(command);
             return std::ops::ControlFlow::Continue(());
@@ -192,6 +214,7 @@ impl Actor {
                 }
                 self.tell_exit();
             }
+            Command::Serving(transfer) => self.serving(transfer),
             Command::ResumeDue(due) => {
                 if self.pauses.is_due(&due) {
                     self.resume_for_client(due.why);
@@ -389,17 +412,30 @@ impl Actor {
                 )),
             );
         };
-        let path = request.images.clone();
         self.pauses
             .checkpoint_begins(Instant::now(), request.deadline);
         let client_gone = request.client_gone.clone();
         self.give_up = client_gone.clone();
+        self.asked = Some(Asked {
+            path: request.images.clone(),
+            paused: self.pauses.is_for_checkpoint(),
+            reply,
+        });
         // CRIU is a child for a while, and nobody's to sweep.
         let hold = self.context.shared.reaper.hold();
+        let outbox = self.outbox.clone();
         self.beside(
             move |context| {
-                let _hold = hold;
-                let result = checkpoint::run(context, pid, paused, &request);
+                let mut hold = Some(hold);
+                let mut owned = None;
+                let result = checkpoint::run(context, pid, paused, &request, |transfer, pid| {
+                    // It may take long; other orphans are not to wait for it.
+                    owned = Some(context.shared.reaper.own(pid));
+                    hold = None;
+                    if let Some(outbox) = outbox.upgrade() {
+                        let _ = outbox.blocking_send(Command::Serving(transfer));
+                    }
+                });
                 Ok((result, criu::resume_within(context)))
             },
             move |done| {
@@ -409,14 +445,58 @@ impl Actor {
                     client_gone: client_gone.is_some_and(|client| client.is_triggered()),
                     resume_within,
                 };
-                Done::Checkpointed {
-                    path,
-                    ended,
-                    result,
-                    reply,
-                }
+                Done::Checkpointed { ended, result }
             },
         );
+    }
+
+    /// Answers who asked for a checkpoint whose memory is served from now on.
+    fn serving(&mut self, transfer: Arc<Transfer>) {
+        let Some(asked) = self.asked.take() else {
+            return;
+        };
+        if asked.paused || self.state.phase() == Phase::Running {
+            transfer.thaw();
+        }
+        self.state.transfers();
+        self.give_up = None;
+        // Who resumed before it knew.
+        if self.deferred.iter().any(is_resume) {
+            transfer.give_up();
+        }
+        self.transfer = Some(transfer);
+        let path = asked.path.to_string_lossy();
+        events::checkpointed(&*self.context.shared.events, self.context.id(), &path);
+        answer(asked.reply, Ok(()));
+    }
+
+    /// The memory was fetched, or the container goes on.
+    fn transferred(&mut self, transfer: &Transfer, result: Result<(), TaskError>) {
+        let id = self.context.id();
+        self.state.end(result.is_ok());
+        match result {
+            Ok(()) => tracing::info!(id, "the memory of a checkpoint was fetched"),
+            Err(error) => {
+                tracing::error!(id, %error, "the transfer of a container's memory was given up: it goes on here, and its checkpoint is of no use");
+            }
+        }
+        if transfer.thaws() && self.state.phase() == Phase::Paused {
+            self.state.thawed();
+            self.pauses.over();
+            self.resume_due = None;
+            events::resumed(&*self.context.shared.events, self.context.id());
+            // They have what they wanted.
+            let (resumes, others) = std::mem::take(&mut self.deferred)
+                .into_iter()
+                .partition(is_resume);
+            self.deferred = others;
+            for resume in resumes {
+                if let Command::Resume(reply) = resume {
+                    answer(reply, Ok(()));
+                }
+            }
+        }
+        self.tell_exit();
     }
 
     fn delete(&mut self, reply: Reply<Exit>) {
@@ -476,6 +556,11 @@ impl Actor {
             }
             process::send_signal(init.pidfd.as_fd(), signal)
                 .map_err(|e| TaskError::io(format_args!("cannot send signal {signal}"), &e))?;
+        }
+        if signal == rustix::process::Signal::KILL.as_raw()
+            && let Some(transfer) = &self.transfer
+        {
+            transfer.give_up();
         }
         // A frozen v1 process would act on it only after a Resume that nobody sends.
         let frozen = self.state.phase() == Phase::Paused && self.state.busy().is_none();
@@ -546,8 +631,10 @@ impl Actor {
         let Some(held) = &self.held_exit else {
             return;
         };
-        if matches!(self.state.busy(), Some(Op::Start | Op::Checkpoint))
-            || (self.execs.any_alive() && !held.overdue)
+        if matches!(
+            self.state.busy(),
+            Some(Op::Start | Op::Checkpoint | Op::Transfer)
+        ) || (self.execs.any_alive() && !held.overdue)
         {
             return;
         }
@@ -624,12 +711,14 @@ impl Actor {
                 self.state.end(result.is_ok());
                 answer(reply, result);
             }
-            Done::Checkpointed {
-                path,
-                ended,
-                result,
-                reply,
-            } => {
+            Done::Checkpointed { ended, result } => {
+                if let Some(transfer) = self.transfer.take() {
+                    self.transferred(&transfer, result);
+                    return std::ops::ControlFlow::Continue(());
+                }
+                let Some(Asked { path, reply, .. }) = self.asked.take() else {
+                    return std::ops::ControlFlow::Continue(());
+                };
                 if result.is_ok() {
                     events::checkpointed(sink, self.context.id(), &path.to_string_lossy());
                 }
@@ -683,6 +772,10 @@ impl Drop for Timer {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+fn is_resume(command: &Command) -> bool {
+    matches!(command, Command::Resume(_))
 }
 
 fn clone_ends(ends: &ContainerEnds) -> Result<ContainerEnds, TaskError> {

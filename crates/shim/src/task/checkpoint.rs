@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cryo_checkpoint::descriptors::{Descriptors, StdioKey};
@@ -20,6 +21,7 @@ use rustix::process::Pid;
 use super::container::CheckpointRequest;
 use super::context::{Context, FREEZE_LIMIT, internal};
 use super::criu::{self, WorkDir};
+use super::transfer::{self, Transfer};
 use super::{portable, settings};
 use crate::rpc::TaskError;
 
@@ -32,15 +34,19 @@ const PREFLIGHT_LIMIT: Duration = Duration::from_secs(2);
 /// Frozen before or not, afterwards it is as it was, unless `request.exit` ends
 /// it. Image files are written only whole: a failure removes them.
 ///
+/// With `lazy-pages` they are whole when `ready` is called, and it goes on until the memory was
+/// fetched too. A failure after that leaves the images, which are the client's by then.
+///
 /// # Errors
 ///
 /// FailedPrecondition when something about the container or the node has to
 /// change first, ResourceExhausted for a full disk, else the cause.
-pub fn run(
+pub(super) fn run(
     context: &Context,
     pid: Pid,
     paused: bool,
     request: &CheckpointRequest,
+    ready: impl FnOnce(Arc<Transfer>, Pid),
 ) -> Result<(), TaskError> {
     if let Some(memory) = context.memory.get() {
         // CRIU cannot dump what is not there yet.
@@ -52,6 +58,7 @@ pub fn run(
     let seen = preflight(context, pid, &options)?;
     let images = Images::create(&request.images)?;
     refuse_impossible(request, &options)?;
+    let server = transfer::listen(&options, request.exit)?;
     let work = WorkDir::create(context, "dump")?;
     let descriptors = images.path.join(layout::DESCRIPTORS);
     stdio_of(pid)
@@ -63,7 +70,7 @@ pub fn run(
     // after the other, and looks for new ones until there is none.
     let freeze = !seen.as_ref().is_some_and(|seen| seen.stopped);
     let dump = || {
-        let _frozen = Frozen::new(context, paused, freeze)?;
+        let frozen = Frozen::new(context, paused, freeze)?;
         // Frozen, so that no connection can be made from here on.
         let connections = options.tcp_established
             && !options.tcp_close
@@ -90,10 +97,13 @@ pub fn run(
             abort: request.client_gone.as_deref(),
             ..Control::default()
         };
-        Ok::<_, TaskError>(if options.pre_dump {
-            criu.pre_dump(asked, &mut (), &control)
+        Ok::<_, TaskError>(if options.lazy_pages {
+            let serving = criu.dump_lazily(asked, &mut (), &control);
+            serving.map(|serving| Some((serving, frozen)))
+        } else if options.pre_dump {
+            criu.pre_dump(asked, &mut (), &control).map(|()| None)
         } else {
-            criu.dump(asked, &mut (), &control).map(drop)
+            criu.dump(asked, &mut (), &control).map(|_| None)
         })
     };
     let mut result = dump()?;
@@ -115,24 +125,38 @@ pub fn run(
             request.images.display()
         )));
     }
-    result.map_err(|e| match work.failed(context, "dump", e) {
+    let lazily = result.map_err(|e| match work.failed(context, "dump", e) {
         full @ TaskError::ResourceExhausted(_) => {
             full.with_note(&format!("images: {}", request.images.display()))
         }
         other => other,
     })?;
-
-    if let Some(to) = &request.work {
-        work.hand_over(to, &[layout::DUMP_LOG, layout::STATS_DUMP])?;
-    }
     if !options.pre_dump
         && options.manage_cgroups == CgMode::Ignore
         && let Err(error) = portable::inherit_cgroups(&request.images)
     {
         tracing::warn!(%error, "other runtimes may not be able to restore this checkpoint");
     }
+
+    let (Some((serving, mut frozen)), Some(server)) = (lazily, server) else {
+        if let Some(to) = &request.work {
+            work.hand_over(to, &[layout::DUMP_LOG, layout::STATS_DUMP])?;
+        }
+        images.keep();
+        return Ok(());
+    };
+    let memory = transfer::open(context, &images.path)?;
+    if let Some(to) = &request.work {
+        // CRIU writes statistics at its end.
+        work.hand_over(to, &[layout::DUMP_LOG])?;
+    }
+    let transfer = Arc::new(Transfer::new()?);
+    let limit = Duration::from_secs(options.serve_timeout_s.into());
     images.keep();
-    Ok(())
+    ready(Arc::clone(&transfer), serving.pid());
+    let served = transfer::serve(context, pid, serving, server, &memory, &transfer, limit);
+    frozen.before &= !transfer.thaws();
+    served
 }
 
 /// The image directory; removed again, with what is in it, unless kept.

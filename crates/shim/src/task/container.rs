@@ -18,6 +18,7 @@ use super::process::{self as exec, Exec, ExecRequest};
 use super::reaper::Hold;
 use super::state::{Exit, Phase};
 use super::stdio::{ContainerEnds, Stdio};
+use super::transfer::Transfer;
 use crate::rpc::TaskError;
 
 /// How long Delete waits for output that nobody reads.
@@ -84,6 +85,8 @@ pub(super) enum Command {
     Exited(Exit),
     /// The execs had their time.
     TellExit,
+    /// The images of a checkpoint are whole; its memory is served from now on.
+    Serving(Arc<Transfer>),
     /// The client of a checkpoint, that paused for it, had its time.
     ResumeDue(Due),
     Done(Done),
@@ -103,10 +106,8 @@ pub(super) enum Done {
         reply: Reply<()>,
     },
     Checkpointed {
-        path: PathBuf,
         ended: Ended,
         result: Result<(), TaskError>,
-        reply: Reply<()>,
     },
     Deleted {
         result: Result<(), TaskError>,

@@ -1,7 +1,7 @@
 //! The Task service: containers, their streams, checkpoint and restore.
 
 mod actor;
-pub mod checkpoint;
+mod checkpoint;
 
 pub mod container;
 pub mod context;
@@ -27,4 +27,5 @@ pub mod settings;
 pub mod state;
 pub mod stats;
 pub mod stdio;
+mod transfer;
 mod update;

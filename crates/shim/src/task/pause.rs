@@ -109,6 +109,11 @@ impl Pauses {
         }
     }
 
+    /// Whether its client has made the pause for a checkpoint.
+    pub(super) fn is_for_checkpoint(&self) -> bool {
+        self.now.as_ref().is_some_and(|pause| pause.for_checkpoint)
+    }
+
     /// A checkpoint has ended, well or not, and the container is still paused.
     pub(super) fn checkpoint_ended(&mut self, now: Instant, ended: Ended) -> Option<Due> {
         self.turn += 1;
@@ -184,6 +189,7 @@ mod tests {
         assert_eq!(pauses.checkpoint_ended(t, ended()), None);
         pauses.begun(t);
         pauses.checkpoint_begins(t + 2 * S, Some(t + 3 * S));
+        assert!(!pauses.is_for_checkpoint());
         let gone = Ended {
             client_gone: true,
             ..ended()
@@ -201,6 +207,7 @@ mod tests {
     fn the_limit_counts_from_the_end_of_the_checkpoint() {
         let t = Instant::now();
         let mut pauses = for_checkpoint(t, None);
+        assert!(pauses.is_for_checkpoint());
         let due = pauses.checkpoint_ended(t + 100 * S, ended()).unwrap();
         assert_eq!((due.at, due.why), (t + 100 * S + HOUR, Why::Limit(HOUR)));
         assert!(pauses.is_due(&due));

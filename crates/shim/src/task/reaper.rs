@@ -43,6 +43,17 @@ impl Drop for Hold {
     }
 }
 
+/// While one of these lives, one child is not reaped, for its owner awaits it.
+#[derive(Debug)]
+pub struct Owned(Reaper, Pid);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.lock().owned.remove(&self.1.as_raw_nonzero().get());
+        self.0.sweep();
+    }
+}
+
 impl Reaper {
     /// Starts reaping. Needs a tokio runtime.
     ///
@@ -66,6 +77,13 @@ impl Reaper {
     pub fn hold(&self) -> Hold {
         self.lock().holds += 1;
         Hold(self.clone())
+    }
+
+    /// Keeps the sweep away from one child, which somebody else waits for.
+    #[must_use]
+    pub fn own(&self, pid: Pid) -> Owned {
+        self.lock().owned.insert(pid.as_raw_nonzero().get());
+        Owned(self.clone(), pid)
     }
 
     /// Owns a child from now on; its exit is sent once.

@@ -51,6 +51,8 @@ pub enum Op {
     Resume,
     /// Checkpoint.
     Checkpoint,
+    /// The memory of a checkpoint is being fetched.
+    Transfer,
     /// Delete.
     Delete,
 }
@@ -62,6 +64,7 @@ impl fmt::Display for Op {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Checkpoint => "checkpoint",
+            Self::Transfer => "transfer of the memory",
             Self::Delete => "delete",
         })
     }
@@ -126,6 +129,7 @@ impl State {
             (_, Phase::Stopped(_)) => "there is no process left",
             (Op::Pause, _) => "it needs no pause",
             (Op::Resume, _) => "only a paused container resumes",
+            (Op::Transfer, _) => "checkpoint it",
         };
         let what = if op == Op::Delete {
             "process"
@@ -138,13 +142,21 @@ impl State {
         )))
     }
 
+    /// The checkpoint under way has become a transfer: the processes stay stopped for it.
+    pub fn transfers(&mut self) {
+        self.busy = Some(Op::Transfer);
+        if self.phase == Phase::Running {
+            self.phase = Phase::Paused;
+        }
+    }
+
     /// Ends the operation under way. A container that stopped meanwhile stays
     /// stopped.
     pub fn end(&mut self, succeeded: bool) {
         let next = match self.busy.take() {
             Some(Op::Start | Op::Resume) => Phase::Running,
             Some(Op::Pause) => Phase::Paused,
-            Some(Op::Checkpoint | Op::Delete) | None => return,
+            Some(Op::Checkpoint | Op::Transfer | Op::Delete) | None => return,
         };
         if succeeded && !matches!(self.phase, Phase::Stopped(_)) {
             self.phase = next;
@@ -158,7 +170,8 @@ impl State {
         }
     }
 
-    /// The kernel thawed a paused container, to let it die of a signal.
+    /// A paused container was thawed by other means than a Resume: to let it die of a signal, or as
+    /// a transfer was given up.
     pub fn thawed(&mut self) {
         if self.phase == Phase::Paused {
             self.phase = Phase::Running;
@@ -180,6 +193,7 @@ mod tests {
     enum Step {
         Begin(Op),
         End(bool),
+        Transfer,
         Exit(u32),
         Thaw,
     }
@@ -188,6 +202,7 @@ mod tests {
         prop_oneof![
             (0..OPS.len()).prop_map(|i| Step::Begin(OPS[i])),
             any::<bool>().prop_map(Step::End),
+            Just(Step::Transfer),
             (0u32..256).prop_map(Step::Exit),
             Just(Step::Thaw),
         ]
@@ -210,6 +225,11 @@ mod tests {
                     Step::End(ok) => {
                         state.end(ok);
                         prop_assert_eq!(state.busy(), None);
+                    }
+                    Step::Transfer => {
+                        if before.busy() == Some(Op::Checkpoint) {
+                            state.transfers();
+                        }
                     }
                     Step::Exit(status) => state.exited(Exit { status, at: SystemTime::UNIX_EPOCH }),
                     Step::Thaw => state.thawed(),
@@ -263,6 +283,26 @@ mod tests {
         // containerd looks for these very words.
         let text = state.begin(Op::Delete).unwrap_err().to_string();
         assert_eq!(text, "cannot delete a running process: kill it first");
+    }
+
+    #[test]
+    fn a_transfer_holds_the_container_still() {
+        let mut state = State::new(false);
+        state.begin(Op::Start).unwrap();
+        state.end(true);
+        state.begin(Op::Checkpoint).unwrap();
+        state.transfers();
+        assert_eq!(state.phase(), Phase::Paused);
+        for op in OPS {
+            let error = state.begin(op).unwrap_err();
+            assert!(matches!(error, TaskError::Aborted(_)), "{op}: {error}");
+            let text = error.to_string();
+            assert!(text.contains("a transfer of the memory"), "{text}");
+        }
+        state.end(false);
+        state.thawed();
+        assert_eq!(state.phase(), Phase::Running);
+        state.begin(Op::Checkpoint).unwrap();
     }
 
     #[test]

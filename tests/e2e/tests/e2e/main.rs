@@ -35,6 +35,7 @@ mod screens;
 mod spec;
 mod stdio;
 mod systemd;
+mod transfer;
 mod upgrade;
 
 use std::process::ExitCode;
@@ -290,6 +291,13 @@ fn main() -> ExitCode {
             .needs_here(parents::no_soft_dirty)
             .not_on_runc(NO_OPTIONS),
         test!(options::page_server).alone().not_on_runc(NO_OPTIONS),
+        test!(transfer::criu_fetches_it_on_the_other_node).not_on_runc(NO_CRYOCTL),
+        test!(transfer::meanwhile_each_call_has_its_answer)
+            .alone()
+            .not_on_runc(NO_CRYOCTL),
+        test!(transfer::what_ends_it_lets_the_container_go_on)
+            .alone()
+            .not_on_runc(NO_CRYOCTL),
         test!(options::manage_cgroups)
             .alone()
             .not_on_runc(NO_OPTIONS),

@@ -25,10 +25,23 @@ pub(super) const CHANGES: &str = layout::ROOTFS_DIFF;
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) exit: bool,
+    /// The memory is fetched after the answer, and a container ends only then.
+    pub(super) lazy: bool,
     /// For all of it.
     pub(super) limit: Duration,
     /// `NAME=VALUE`
     pub(super) options: Vec<String>,
+}
+
+impl Asked {
+    /// What has become of a container after a checkpoint that ends it.
+    pub(super) fn end(&self) -> &'static str {
+        if self.lazy {
+            "the container is stopped and its memory is served; a Resume lets it go on"
+        } else {
+            "the container has ended"
+        }
+    }
 }
 
 /// A checkpoint whose parts are in the work directory of its output.
@@ -136,7 +149,12 @@ impl Session<'_> {
             return error;
         }
         let gone: Vec<_> = found.iter().take(done).map(Found::title).collect();
-        error.context(format!("after {} had ended", gone.join(", ")))
+        let gone = gone.join(", ");
+        error.context(if self.asked.lazy {
+            format!("the memory of {gone} is served")
+        } else {
+            format!("after {gone} had ended")
+        })
     }
 
     async fn stop(&mut self, one: &Found) -> anyhow::Result<()> {
@@ -179,7 +197,7 @@ impl Session<'_> {
                 let (done, ()) = tokio::join!(dump, self.resume(id));
                 match done {
                     // Too late: it has ended, and all that is left of it is this.
-                    Ok(answer) if self.asked.exit => Ok(answer),
+                    Ok(answer) if self.asked.exit && !self.asked.lazy => Ok(answer),
                     _ => {
                         remove_images(output);
                         return Err(Interrupted.into());
@@ -226,7 +244,8 @@ impl Session<'_> {
             return work.await.with_context(|| {
                 let kept = output.keep_work();
                 format!(
-                    "the container has ended; the images of its checkpoint are in {}",
+                    "{}; the images of its checkpoint are in {}",
+                    self.asked.end(),
                     kept.display()
                 )
             });

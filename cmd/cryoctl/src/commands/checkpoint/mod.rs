@@ -106,13 +106,12 @@ impl Checkpoint {
             );
         }
         let flat = self.image_dir.is_some();
+        let given = |option| {
+            let value = self.options.get(option);
+            value.is_some_and(|value| value != "false")
+        };
         for option in ["pre-dump", "parent-path"] {
-            if !flat
-                && self
-                    .options
-                    .get(option)
-                    .is_some_and(|value| value != "false")
-            {
+            if !flat && given(option) {
                 bail!("--{option} makes images that refer to others: write them with --image-dir");
             }
         }
@@ -126,6 +125,7 @@ impl Checkpoint {
         }
         let asked = Asked {
             exit: self.exit,
+            lazy: given("lazy-pages"),
             limit: Duration::from_secs(self.deadline.into()),
             options: self.options.given(),
         };
@@ -135,7 +135,7 @@ impl Checkpoint {
             // What ended with its checkpoint has nothing else left.
             let stop = (!self.exit).then_some(&interrupt);
             let written = archive::write(&client, one, output, stop, self.progress).await;
-            written.with_context(|| self.what_is_left(output))?;
+            written.with_context(|| self.what_is_left(&asked, output))?;
             lines.push_str(&text::printable(&output.path().display().to_string()));
             lines.push('\n');
         }
@@ -155,13 +155,10 @@ impl Checkpoint {
         Ok(lines)
     }
 
-    fn what_is_left(&self, output: &Output) -> String {
+    fn what_is_left(&self, asked: &Asked, output: &Output) -> String {
         if self.exit {
             let kept = output.keep_work();
-            return format!(
-                "the container has ended, and its checkpoint is in {}",
-                kept.display()
-            );
+            return format!("{}; its checkpoint is in {}", asked.end(), kept.display());
         }
         "the archive was not written".to_owned()
     }
