@@ -217,7 +217,7 @@ pub(crate) async fn unknown_and_foreign_annotations_end_a_create(
         ("checkpoint.cryo/page-server=192.0.2.1:1", "node's owner"),
         ("checkpoint.cryo/parent-path=../../other", "request"),
         ("checkpoint.cryo/manage-cgroups=full", "node's owner"),
-        ("checkpoint.cryo/lazy-pages=true", "not serve memory"),
+        ("checkpoint.cryo/lazy-pages=true", "only the request"),
         ("restore.cryo/libdir=/tmp/plugins", "no such option"),
         (
             "restore.cryo/lsm-profile=apparmor:unconfined",

@@ -49,10 +49,11 @@ def threads():
 
 
 def pending():
-    "signal that was sent to a stopped process | ends it once it goes on"
+    "signal that was sent to a stopped process | ends it, once it goes on or before"
     child = stopped_child()
     os.kill(child, signal.SIGTERM)
     yield
-    same(status("State", child)[0], "T")
+    # Restored, both are pending, and the kernel may deliver the other one before SIGSTOP.
+    assert status("State", child)[0] in "TZ"
     os.kill(child, signal.SIGCONT)
     same(os.waitpid(child, 0), (child, signal.SIGTERM))
