@@ -104,7 +104,7 @@ impl<'a> Page<'a> {
 
 /// A screen without what differs from run to run.
 fn normal(screen: &str) -> String {
-    static PATTERNS: LazyLock<[(Regex, &str); 6]> = LazyLock::new(|| {
+    static PATTERNS: LazyLock<[(Regex, &str); 7]> = LazyLock::new(|| {
         [
             (
                 r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+(Z|[+-][0-9:]+)?",
@@ -112,6 +112,10 @@ fn normal(screen: &str) -> String {
             ),
             (r"(?-u:\b)[0-9a-f]{12,64}(?-u:\b)", "ID"),
             (r"(?-u:\b)[0-9]+(\.[0-9]+)? ([KMGT]i)?B(?-u:\b)", "SIZE"),
+            (
+                r"(?-u:\b)[0-9]+(\.[0-9]+)? (ns|µs|ms|s)(?-u:\b)",
+                "DURATION",
+            ),
             (r"(?-u:\b)[0-9]+(\.[0-9]+){1,2}[a-z0-9.+~-]*", "VERSION"),
             (r"(?-u:\b)[0-9]+(?-u:\b)", "N"),
             (r" {2,}|-{3,}", " "),
@@ -180,6 +184,7 @@ mod tests {
                 "kernel 6.18.44 and 11 more",
             ),
             ("at 2026-03-13T21:43:06.5Z", "at 2026-11-01T01:03:06+01:00"),
+            ("freezing: 271 µs", "freezing: 1.2 ms"),
             ("b8c7770e0fd06  a", "68bb2fa6a176d10bd6   a"),
             ("ok  kernel  Linux", "warning kernel  old\n  -> a new one"),
         ] {
