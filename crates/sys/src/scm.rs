@@ -108,12 +108,7 @@ pub fn recv(sock: BorrowedFd<'_>, max: usize) -> io::Result<Option<(Vec<u8>, Vec
         )
     })?;
     // Taken first: whatever happens below, the descriptors are closed.
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            fds.extend(received);
-        }
-    }
+    let fds = rights(&mut control);
     if got.bytes == 0 {
         return Ok(None);
     }
@@ -130,6 +125,17 @@ pub fn recv(sock: BorrowedFd<'_>, max: usize) -> io::Result<Option<(Vec<u8>, Vec
         ));
     }
     Ok(Some((data, fds)))
+}
+
+/// The descriptors that came along.
+fn rights(control: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    fds
 }
 
 /// Reads once from a stream socket and returns the descriptors that came along; the data, at most
@@ -150,13 +156,7 @@ pub fn recv_stream(sock: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
             RecvFlags::CMSG_CLOEXEC,
         )
     })?;
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            fds.extend(received);
-        }
-    }
-    Ok(fds)
+    Ok(rights(&mut control))
 }
 
 /// Reads one byte from a stream socket, and the descriptor that came with it.
@@ -177,11 +177,7 @@ pub fn recv_fd(sock: BorrowedFd<'_>) -> io::Result<OwnedFd> {
             RecvFlags::CMSG_CLOEXEC,
         )
     })?;
-    let fd = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut received) => received.next(),
-        _ => None,
-    });
-    match (fd, got.bytes) {
+    match (rights(&mut control).into_iter().next(), got.bytes) {
         (Some(fd), _) => Ok(fd),
         (None, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
         (None, _) => Err(io::Error::new(
