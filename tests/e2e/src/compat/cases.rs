@@ -169,7 +169,11 @@ pub const CASES: &[Case] = &[
     Case {
         name: "compat::pod_of_users",
         title: "Pod with a user namespace (`hostUsers: false`), through CRI",
-        program: include_str!("programs/podusers.py"),
+        program: concat!(
+            include_str!("programs/pod.py"),
+            "\n\n",
+            include_str!("programs/podusers.py")
+        ),
         kind: Kind::PodOfUsers,
         known: &[(
             "owners of changed files of the root file system",
@@ -267,7 +271,11 @@ pub const CASES: &[Case] = &[
     Case {
         name: "compat::pod",
         title: "Pod of the kubelet, through CRI",
-        program: include_str!("programs/pod.py"),
+        program: concat!(
+            include_str!("programs/pod.py"),
+            "\n\n",
+            include_str!("programs/podchanges.py")
+        ),
         kind: Kind::Pod,
         ..TASK
     },
