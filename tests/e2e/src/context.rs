@@ -123,14 +123,13 @@ impl Context {
         Ok(path)
     }
 
-    /// A fresh tmpfs of this size, for disks that fill up; the path is the node's.
+    /// A fresh tmpfs with these options (`size=4m` for a disk that fills up); the path is the node's.
     ///
     /// # Errors
     /// When it cannot be mounted.
-    pub async fn small_disk(&self, node: &Node, size: &str) -> anyhow::Result<String> {
+    pub async fn tmpfs(&self, node: &Node, options: &str) -> anyhow::Result<String> {
         let path = self.folder(node, "disk")?;
-        let options = format!("size={size}");
-        node.exec(&["mount", "-t", "tmpfs", "-o", &options, "small", &path])
+        node.exec(&["mount", "-t", "tmpfs", "-o", options, "tmpfs", &path])
             .await?
             .success()?;
         self.made(Made::Mount {

@@ -66,8 +66,8 @@ impl Volumes {
     async fn first(cx: &Context, node: &Node, users: Option<u32>) -> anyhow::Result<Self> {
         let volumes = Self {
             folder: first_folder(cx, node)?,
-            secret: cx.small_disk(node, "1m").await?,
-            memory: cx.small_disk(node, "1m").await?,
+            secret: cx.tmpfs(node, "size=1m").await?,
+            memory: cx.tmpfs(node, "size=1m").await?,
             users,
         };
         volumes.mark(node, "first")?;
@@ -79,8 +79,8 @@ impl Volumes {
     async fn second(&self, cx: &Context, node: &Node, users: Option<u32>) -> anyhow::Result<Self> {
         let volumes = Self {
             folder: second_folder(cx, node, &self.folder).await?,
-            secret: cx.small_disk(node, "1m").await?,
-            memory: cx.small_disk(node, "1m").await?,
+            secret: cx.tmpfs(node, "size=1m").await?,
+            memory: cx.tmpfs(node, "size=1m").await?,
             users,
         };
         volumes.mark(node, "second")?;

@@ -236,7 +236,7 @@ pub(crate) async fn disk_full_during_a_dump(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     let (container, output) = cx.shell(node, COUNTER).await?;
     output.count_to(3).await?;
-    let image = format!("{}/image", cx.small_disk(node, "64k").await?);
+    let image = format!("{}/image", cx.tmpfs(node, "size=64k").await?);
     let answer = checkpoint(&container, &image).await;
     explained(&cx, answer, &[Code::ResourceExhausted], &["no space"])?;
     unharmed(&container, &output).await?;

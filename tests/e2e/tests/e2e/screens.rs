@@ -65,7 +65,7 @@ async fn stage(cx: &Context, node: &Node, folder: &str) -> anyhow::Result<()> {
     if let Err(why) = order(&d3, &output, "flock").await? {
         bail!("this machine has no file locks: {why}");
     }
-    let disk = cx.small_disk(node, "64k").await?;
+    let disk = cx.tmpfs(node, "size=64k").await?;
     let line = format!("cryoctl checkpoint d1 --image-dir {disk}/images");
     let full = prints(node, folder, &line).await?;
     ensure!(full.contains("No space left"), "{full}");

@@ -267,7 +267,7 @@ impl Scene {
     async fn set(cx: &Context) -> anyhow::Result<Self> {
         let node = cx.a()?.clone();
         let folder = cx.folder(&node, "scene")?;
-        let volume = cx.small_disk(&node, "1m").await?;
+        let volume = cx.tmpfs(&node, "size=1m").await?;
         let script = format!(
             "set -e; cd {folder}; mkdir root image
              ctr image mount {BUSYBOX} $PWD/image > /dev/null
