@@ -11,9 +11,10 @@ use crate::cri::{archive, counter, restored};
 use crate::podman;
 
 /// A life in Podman: a counter is checkpointed, an image of it built, and that restored from a
-/// registry and from an archive. Prints the last number before, and the numbers after each restore.
+/// registry, to which it was pushed from a layout, and from an archive, each with its compression.
+/// Prints the last number before, and the numbers after each restore.
 const PODMAN: &str = r#"
-image=$3
+image=$3 of_layout=$4 of_archive=$5
 until_counted() { # until_counted N: at least N lines
 	for _ in $(seq 300); do
 		if (($(podman logs counter | wc -l) >= $1)); then return; fi
@@ -40,8 +41,9 @@ cryoctl convert --to containerd "$dir/checkpoint.tar.zst" "$dir/containerd.tar" 
 for command in show "inspect --all"; do
 	checkpointctl $command "$dir/containerd.tar" | grep containerd >/dev/null
 done
-cryoctl build "$dir/checkpoint.tar.zst" "docker://$image"
-cryoctl build "$dir/checkpoint.tar.zst" "oci-archive:$dir/image.tar:counter"
+cryoctl build --compression "$of_layout" "$dir/checkpoint.tar.zst" "oci:$dir/layout"
+cryoctl push "oci:$dir/layout" "$image"
+cryoctl build --compression "$of_archive" "$dir/checkpoint.tar.zst" "oci-archive:$dir/image.tar:counter"
 podman pull -q --tls-verify=false "$image" >/dev/null
 restored "$image"
 podman rmi -f "$image" >/dev/null
@@ -74,38 +76,61 @@ async fn remove(node: &Node, namespace: &str, names: &[&str]) -> anyhow::Result<
     node.ctr(&command).await.map(drop)
 }
 
+/// A way of an image into a registry and out of it: its tag there, where it is made, with which
+/// compression, and whether CRI pulls it, or cryoctl.
+type Way = (&'static str, &'static str, &'static [&'static str], bool);
+
+const GZIP: &[&str] = &["--compression", "gzip"];
+const ZSTD: &[&str] = &["--compression", "zstd", "--level", "1"];
+const WAYS: [Way; 4] = [
+    ("straight", "docker://", &[], true),
+    ("layout", "oci:", GZIP, true),
+    ("archive", "oci-archive:", ZSTD, true),
+    ("pulled", "oci:", GZIP, false),
+];
+
 pub(crate) async fn cri_restores_from_a_registry(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
-    let mut handlers = vec![cx.runtime().handler()];
+    let own = cx.runtime().handler();
+    goes_through_a_registry(&cx, node, own, &WAYS).await?;
     if cx.runtime() == Runtime::Cryo {
-        handlers.push("runc");
+        goes_through_a_registry(&cx, node, "runc", &WAYS[..1]).await?;
     }
-    for handler in handlers {
-        let container = counter(&cx, node, handler).await?;
-        let archive = archive(&cx, &container).await?;
-        let image = format!("localhost:5000/{}:1", cx.id(handler));
-        let digest = cryoctl(
-            node,
-            &["build", &archive.path, &format!("docker://{image}")],
-        )
-        .await?;
-        node.cri().pull(&image).await.context("PullImage")?;
-        restored(&cx, node, handler, &image, &archive).await?;
+    Ok(())
+}
 
-        let folder = cx.folder(node, "layout")?;
-        let (layout, file) = (format!("{folder}/oci"), format!("{folder}/image.tar"));
-        let pulled = cryoctl(node, &["pull", &image, &format!("oci:{layout}")]).await?;
-        ensure!(pulled == digest, "{pulled} was pulled of {digest}");
-        let gzip = ["--compression", "gzip", "--level", "1"];
-        let to = format!("oci-archive:{file}");
-        let mut build = vec!["build", &layout, &to];
-        build.extend(gzip);
-        cryoctl(node, &build).await?;
-        let expected = summary(node, &archive.path).await?;
-        for path in [&layout, &file] {
-            let found = summary(node, path).await?;
-            ensure!(found == expected, "{path}: {found} of {expected}");
+async fn goes_through_a_registry(
+    cx: &Context,
+    node: &Node,
+    handler: &str,
+    ways: &[Way],
+) -> anyhow::Result<()> {
+    let container = counter(cx, node, handler).await?;
+    let archive = archive(cx, &container).await?;
+    let expected = summary(node, &archive.path).await?;
+    let folder = cx.folder(node, "made")?;
+    for &(tag, kind, compression, by_cri) in ways {
+        let image = format!("localhost:5000/{}:{tag}", cx.id(handler));
+        let (made, kept) = match kind {
+            "docker://" => (format!("{kind}{image}"), format!("{folder}/{tag}-copy")),
+            _ => (format!("{kind}{folder}/{tag}"), format!("{folder}/{tag}")),
+        };
+        let build = [&["build", &archive.path, &made], compression].concat();
+        let digest = cryoctl(node, &build).await?;
+        let other = match kind {
+            "docker://" => cryoctl(node, &["pull", &image, &format!("oci:{kept}")]).await?,
+            _ => cryoctl(node, &["push", &made, &image]).await?,
+        };
+        ensure!(other == digest, "{tag}: {other} was made of {digest}");
+        let found = summary(node, &kept).await?;
+        ensure!(found == expected, "{tag}: {found} of {expected}");
+        if by_cri {
+            node.cri().pull(&image).await.context("PullImage")?;
+        } else {
+            ensure!(cryoctl(node, &["pull", &image]).await? == digest);
         }
+        let done = restored(cx, node, handler, &image, &archive).await;
+        done.context(tag)?;
         remove(node, "k8s.io", &[&image]).await?;
     }
     Ok(())
@@ -211,12 +236,15 @@ pub(crate) async fn containerds_store_keeps_and_gives_an_image(cx: Context) -> a
 
 pub(crate) async fn podman_restores_from_an_image(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
-    for runtime in ["runc", "/opt/lab/crun"] {
-        let name = if runtime == "runc" { "runc" } else { "crun" };
+    for (name, runtime, of_layout, of_archive) in [
+        ("runc", "runc", "gzip", "zstd"),
+        ("crun", "/opt/lab/crun", "zstd", "gzip"),
+    ] {
         let folder = cx.folder(node, name)?;
         let image = format!("localhost:5000/{}:1", cx.id(name));
         let life = [podman::SETUP, PODMAN].concat();
         let script = ["bash", "-c", &life, "podman", runtime, &folder, &image];
+        let script = [&script[..], &[of_layout, of_archive]].concat();
         let said = node.exec(&script).await?.success().context(name)?;
         let runs: Vec<Vec<u64>> = said
             .lines()
