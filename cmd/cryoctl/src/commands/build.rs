@@ -1,5 +1,6 @@
 //! `cryoctl build`.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
@@ -106,7 +107,8 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 impl Build {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let source = self.choice.checkpoint(&self.checkpoint)?;
+        // A directory has no other order, and is to have the digest that its archive has.
+        let source = self.choice.checkpoint(&self.checkpoint)?.sorted();
         let mut facts = facts(&source)?;
         if self.this_node {
             for (name, value) in node::facts() {
@@ -169,15 +171,7 @@ impl Build {
         let sink = target.begin(None)?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let mut writer = LayerWriter::new(sink, self.compression()?, threads)?;
-        let directories = source.entries().iter().filter(|entry| entry.directory);
-        let mut directories: Vec<&str> = directories
-            .map(|entry| entry.name.as_str())
-            .filter(|name| *name != ".")
-            .collect();
-        if !directories.contains(&layout::CHECKPOINT_DIR) {
-            directories.push(layout::CHECKPOINT_DIR);
-        }
-        for name in directories {
+        for name in directories(source) {
             writer.archive().directory(name)?;
         }
         source.visit(
@@ -197,6 +191,19 @@ impl Build {
         sink.commit(&layer.descriptor).map_err(Broken::into_error)?;
         Ok(layer)
     }
+}
+
+/// The directories that have files, and the one that engines look for: who unpacks an archive
+/// may have left out the empty ones, and who packs one the others.
+fn directories(source: &Source) -> BTreeSet<&str> {
+    let files = source.entries().iter().filter(|entry| !entry.directory);
+    let parents = files.flat_map(|entry| {
+        entry
+            .name
+            .match_indices('/')
+            .map(|(at, _)| entry.name.split_at(at).0)
+    });
+    parents.chain([layout::CHECKPOINT_DIR]).collect()
 }
 
 /// A small blob.
