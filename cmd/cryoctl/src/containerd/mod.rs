@@ -1,7 +1,9 @@
 //! The part of containerd's API that is used: gRPC over its socket, with messages written down
-//! by hand ([`messages`]). [`store`] has what is kept: snapshots, layers, images.
+//! by hand ([`messages`]). What is kept is in [`content`], [`store`] and [`lease`].
 
+pub(crate) mod content;
 pub(crate) mod cri;
+mod lease;
 pub(crate) mod messages;
 pub(crate) mod store;
 
@@ -14,7 +16,7 @@ use http::uri::PathAndQuery;
 use prost::Message;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
 use messages::{
@@ -55,17 +57,25 @@ impl Refused {
     }
 }
 
+/// What runs that which talks to containerd.
+///
+/// # Errors
+///
+/// When the process may have no threads or timers.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime for the connection")
+}
+
 /// Runs what talks to containerd. Blocks.
 ///
 /// # Errors
 ///
-/// Those of the task, and when the process may have no threads or timers.
+/// Those of the task and of [`runtime`].
 pub(crate) fn block_on<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("no runtime for the connection")?
-        .block_on(task)
+    runtime()?.block_on(task)
 }
 
 /// containerd's API, in one of its namespaces.
@@ -74,6 +84,7 @@ pub(crate) struct Client {
     channel: Channel,
     namespace: MetadataValue<Ascii>,
     lease: Option<MetadataValue<Ascii>>,
+    limit: Duration,
 }
 
 impl Client {
@@ -92,7 +103,13 @@ impl Client {
             channel,
             namespace: name(namespace)?,
             lease: None,
+            limit: LIMIT,
         })
+    }
+
+    /// The same connection, with another limit than [`LIMIT`].
+    pub(crate) fn patient(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// The same connection in another namespace.
@@ -112,7 +129,8 @@ impl Client {
         self.namespace.to_str().unwrap_or_default()
     }
 
-    /// Calls `/package.Service/Method`, which has [`LIMIT`] to answer.
+    /// Calls `/package.Service/Method`, which has [`LIMIT`] to answer, or that of
+    /// [`Client::patient`].
     ///
     /// # Errors
     ///
@@ -127,7 +145,7 @@ impl Client {
         Q: Message + 'static,
         R: Message + Default + 'static,
     {
-        self.call_within(LIMIT, what, method, message).await
+        self.call_within(self.limit, what, method, message).await
     }
 
     /// As [`Client::call`], with a limit that the other side learns of.
@@ -159,29 +177,17 @@ impl Client {
             )
             .await
         };
-        tokio::time::timeout(local, asked)
-            .await
-            .unwrap_or_else(|_| Err(Status::deadline_exceeded("containerd does not answer")))
-            .map(tonic::Response::into_inner)
-            .map_err(|status| Refused {
-                what: what(),
-                status,
-            })
+        let answer = within(local, what, asked).await?;
+        Ok(answer.into_inner())
     }
 
-    /// Calls a method that answers with a stream.
-    async fn stream<Q, R>(&self, method: &'static str, message: Q) -> Result<Streaming<R>, Status>
-    where
-        Q: Message + 'static,
-        R: Message + Default + 'static,
-    {
-        let request = self.request(message);
-        let codec = ProstCodec::<Q, R>::default();
-        let mut grpc = self.ready().await?;
-        let answer = grpc
-            .server_streaming(request, PathAndQuery::from_static(method), codec)
-            .await?;
-        Ok(answer.into_inner())
+    /// What is asked of containerd, within the limit.
+    async fn within<T>(
+        &self,
+        what: impl FnOnce() -> String,
+        asked: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Refused> {
+        within(self.limit, what, asked).await
     }
 
     fn request<Q>(&self, message: Q) -> Request<Q> {
@@ -224,16 +230,10 @@ impl Client {
         let method = "/containerd.services.containers.v1.Containers/Get";
         let what = || format!("cannot look at the container {id}");
         let one: Result<OneContainer, _> = self.call(what, method, Id::of(id)).await;
-        match one {
-            Ok(one) => one
-                .container
-                .with_context(|| format!("containerd tells nothing of the container {id}")),
-            Err(e) if e.code() == Code::NotFound => Err(anyhow!(
-                "there is no container {id} in containerd's namespace {}",
-                self.namespace()
-            )),
-            Err(e) => Err(e.into()),
-        }
+        let namespace = self.namespace();
+        told(id, one.map(|one| one.container), || {
+            format!("there is no container {id} in containerd's namespace {namespace}")
+        })
     }
 
     /// All tasks: the first processes of the containers that have one.
@@ -249,16 +249,10 @@ impl Client {
         let method = "/containerd.services.tasks.v1.Tasks/Get";
         let what = || format!("cannot look at the container {id}");
         let found: Result<GetResponse, _> = self.call(what, method, Id::of(id)).await;
-        match found {
-            Ok(found) => found
-                .process
-                .with_context(|| format!("containerd tells nothing of the container {id}")),
-            Err(e) if e.code() == Code::NotFound => Err(anyhow!(
-                "no container {id} runs in containerd's namespace {}",
-                self.namespace()
-            )),
-            Err(e) => Err(e.into()),
-        }
+        let namespace = self.namespace();
+        told(id, found.map(|found| found.process), || {
+            format!("no container {id} runs in containerd's namespace {namespace}")
+        })
     }
 
     /// The ids of all processes of a container, execs included.
@@ -291,6 +285,35 @@ impl Client {
         let what = || "containerd does not tell its version".to_owned();
         let version: messages::Version = self.call(what, method, messages::Empty {}).await?;
         Ok(version.version)
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    what: impl FnOnce() -> String,
+    asked: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Refused> {
+    tokio::time::timeout(limit, asked)
+        .await
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded("containerd does not answer")))
+        .map_err(|status| Refused {
+            what: what(),
+            status,
+        })
+}
+
+/// What there is of a container, or why there is nothing.
+fn told<T>(
+    id: &str,
+    answer: Result<Option<T>, Refused>,
+    missing: impl FnOnce() -> String,
+) -> anyhow::Result<T> {
+    match answer {
+        Ok(found) => {
+            found.with_context(|| format!("containerd tells nothing of the container {id}"))
+        }
+        Err(e) if e.code() == Code::NotFound => Err(anyhow!(missing())),
+        Err(e) => Err(e.into()),
     }
 }
 

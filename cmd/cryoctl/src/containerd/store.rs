@@ -1,69 +1,24 @@
-//! What containerd keeps: snapshots, layers, images.
+//! What containerd keeps of images: their names, and their layers as snapshots.
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
-use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
+use anyhow::{Context, bail};
+use cryo_checkpoint::oci::Digest;
+use cryo_checkpoint::oci::model::{self, Config, Document, Platform};
 use tonic::Code;
 
 use super::messages::{
-    ContentPart, Descriptor, Diff, DiffResponse, Empty, GetImage, GetImageResponse, Lease, Mount,
-    Mounts, ReadContent, Snapshot, StatSnapshotResponse,
+    Apply, CommitSnapshot, Descriptor, Diff, DiffResponse, Empty, FieldMask, Id, Image, Mount,
+    Mounts, OneImage, Snapshot, StatSnapshotResponse, UpdateImage,
 };
 use super::{Client, Refused};
 
 /// A layer, as containerd's CRI makes it for a checkpoint.
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// A lease that nobody removed, since its owner was killed, ends by itself after this time.
-const LEASE: Duration = Duration::from_secs(24 * 3600);
-
-/// A manifest, an index or a configuration of an image is at most this long.
-const MAX_JSON_BYTES: i64 = 8 << 20;
-
 impl Client {
-    /// Runs work whose results in containerd's store are not collected before it ends.
-    ///
-    /// # Errors
-    ///
-    /// Those of the work, and when containerd gives no lease.
-    pub(crate) async fn leased<T>(
-        &self,
-        work: impl AsyncFnOnce(&Client) -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
-        let now = SystemTime::now();
-        let since = now
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let id = format!("cryoctl-{}-{}", std::process::id(), since.as_nanos());
-        let end = crate::text::rfc3339(now + LEASE);
-        let lease = Lease {
-            id: id.clone(),
-            labels: HashMap::from([("containerd.io/gc.expire".to_owned(), end)]),
-        };
-        let what = || "containerd gives no lease".to_owned();
-        let _: Empty = self
-            .call(what, "/containerd.services.leases.v1.Leases/Create", lease)
-            .await?;
-        let mut leased = self.clone();
-        leased.lease = Some(id.parse().context("the lease's name")?);
-        let done = work(&leased).await;
-        let what = || format!("cannot give the lease {id} back");
-        let given_back: Result<Empty, _> = self
-            .call(
-                what,
-                "/containerd.services.leases.v1.Leases/Delete",
-                super::Id::of(&id),
-            )
-            .await;
-        let done = done?;
-        given_back?;
-        Ok(done)
-    }
-
     /// How to mount a snapshot.
     pub(crate) async fn mounts(&self, snapshotter: &str, key: &str) -> anyhow::Result<Vec<Mount>> {
         let method = "/containerd.services.snapshots.v1.Snapshots/Mounts";
@@ -120,7 +75,12 @@ impl Client {
     ) -> anyhow::Result<()> {
         self.leased(async |client| {
             let layer = client.changes(snapshotter, key, limit).await?;
-            client.write_content(&layer.digest, to).await
+            let mut parts = client.read(&layer.digest.parse()?, 0).await?;
+            while let Some(part) = parts.next().await? {
+                to.write_all(&part)
+                    .context("cannot write what containerd has")?;
+            }
+            Ok(())
         })
         .await
     }
@@ -161,67 +121,133 @@ impl Client {
         Ok(layer)
     }
 
-    /// Writes a blob.
-    async fn write_content(&self, digest: &str, to: &mut impl Write) -> anyhow::Result<()> {
-        let request = ReadContent {
-            digest: digest.to_owned(),
-            ..ReadContent::default()
-        };
-        let method = "/containerd.services.content.v1.Content/Read";
-        let failed = |e: tonic::Status| anyhow!("cannot read {digest}: {}", e.message());
-        let mut parts = self
-            .stream::<_, ContentPart>(method, request)
-            .await
-            .map_err(failed)?;
-        while let Some(part) = parts.message().await.map_err(failed)? {
-            to.write_all(&part.data)
-                .context("cannot write what containerd has")?;
-        }
-        Ok(())
-    }
-
-    async fn json<T: for<'a> Deserialize<'a>>(&self, of: &Descriptor) -> anyhow::Result<T> {
-        if of.size > MAX_JSON_BYTES {
-            bail!("{} is too long for what it is", of.digest);
-        }
-        let mut text = Vec::new();
-        self.write_content(&of.digest, &mut text).await?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", of.digest))
-    }
-
-    /// An image by its name.
-    pub(crate) async fn image(&self, name: &str) -> anyhow::Result<Descriptor> {
+    /// An image by its name, if it is there.
+    pub(crate) async fn image(&self, name: &str) -> anyhow::Result<Option<model::Descriptor>> {
         let method = "/containerd.services.images.v1.Images/Get";
         let what = || format!("cannot look for the image {name}");
-        let request = GetImage {
-            name: name.to_owned(),
-        };
-        let found: Result<GetImageResponse, Refused> = self.call(what, method, request).await;
+        let found: Result<OneImage, Refused> = self.call(what, method, Id::of(name)).await;
         match found {
             Ok(found) => found
                 .image
                 .and_then(|image| image.target)
-                .with_context(|| format!("containerd tells nothing of the image {name}")),
-            Err(e) if e.code() == Code::NotFound => bail!(
-                "the image {name} is not here: `ctr --namespace {} images pull {name}`, or name another with --image",
-                self.namespace()
-            ),
+                .with_context(|| format!("containerd tells nothing of the image {name}"))?
+                .try_into()
+                .map(Some),
+            Err(e) if e.code() == Code::NotFound => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// The name of the snapshot that is an image's root file system.
-    pub(crate) async fn chain_id(&self, image: &Descriptor) -> anyhow::Result<String> {
-        let manifest: Manifest = if is_index(&image.media_type) {
-            let index: Index = self.json(image).await?;
-            let here = index.manifests.iter().find(|m| m.is_for_here());
-            let here = here.context("the image is for other architectures")?;
-            self.json(&here.descriptor()).await?
-        } else {
-            self.json(image).await?
+    /// Gives an image its name, which another may have had.
+    pub(crate) async fn name_image(
+        &self,
+        name: &str,
+        target: &model::Descriptor,
+    ) -> Result<(), Refused> {
+        let image = Some(Image {
+            name: name.to_owned(),
+            labels: HashMap::new(),
+            target: Some(target.into()),
+        });
+        let method = "/containerd.services.images.v1.Images/Create";
+        let what = || format!("cannot name the image {name}");
+        let create = OneImage {
+            image: image.clone(),
         };
-        let config: Config = self.json(&manifest.config.descriptor()).await?;
-        chain(&config.rootfs.diff_ids).context("the image has no layers")
+        match self.call::<_, Empty>(what, method, create).await {
+            Err(error) if error.code() == Code::AlreadyExists => {
+                let update = UpdateImage {
+                    image,
+                    mask: Some(FieldMask {
+                        paths: vec!["target".to_owned()],
+                    }),
+                };
+                let method = "/containerd.services.images.v1.Images/Update";
+                self.call::<_, Empty>(what, method, update).await.map(drop)
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// The name of the snapshot that is an image's root file system.
+    pub(crate) async fn chain_id(&self, image: &model::Descriptor) -> anyhow::Result<Digest> {
+        let parse = async |of: &model::Descriptor| -> anyhow::Result<Document> {
+            let bytes = self.document(of).await?;
+            Ok(Document::parse(Some(&of.media_type), &bytes)?)
+        };
+        let manifest = match parse(image).await? {
+            Document::Index(index) => {
+                let here = Platform::linux(std::env::consts::ARCH);
+                parse(index.select(&here)?).await?
+            }
+            manifest => manifest,
+        };
+        let Document::Manifest(manifest) = manifest else {
+            bail!("the image has an index in its index");
+        };
+        let config = Config::parse(&self.document(&manifest.config).await?)?;
+        let chain = chain(&config.rootfs.diff_ids);
+        chain.last().copied().context("the image has no layers")
+    }
+
+    /// Makes a snapshot of a layer above another, if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// containerd's; then nothing of it is left.
+    pub(crate) async fn unpack(
+        &self,
+        snapshotter: &str,
+        name: &str,
+        parent: &str,
+        layer: &model::Descriptor,
+    ) -> anyhow::Result<()> {
+        self.hold(&format!("snapshots/{snapshotter}"), name).await?;
+        let method = "/containerd.services.snapshots.v1.Snapshots/Stat";
+        let what = || format!("cannot look for the snapshot {name}");
+        let there = self.call::<_, Empty>(what, method, snapshot(snapshotter, name, ""));
+        match there.await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code() == Code::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        let key = format!("{} {name}", self.lease());
+        let mounts = self.prepare(snapshotter, &key, parent).await?;
+        let done = self.fill(snapshotter, name, &key, layer, mounts).await;
+        if let Err(error) = done {
+            // It goes with the lease in any case.
+            let _ = self.remove_snapshot(snapshotter, &key).await;
+            // Somebody else has unpacked the same.
+            if error.code() != Code::AlreadyExists {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn fill(
+        &self,
+        snapshotter: &str,
+        name: &str,
+        key: &str,
+        layer: &model::Descriptor,
+        mounts: Vec<Mount>,
+    ) -> Result<(), Refused> {
+        let apply = Apply {
+            layer: Some(layer.into()),
+            mounts,
+        };
+        let method = "/containerd.services.diff.v1.Diff/Apply";
+        let what = || format!("cannot unpack the layer {}", layer.digest);
+        let _: Empty = self.call(what, method, apply).await?;
+        let commit = CommitSnapshot {
+            snapshotter: snapshotter.to_owned(),
+            name: name.to_owned(),
+            key: key.to_owned(),
+        };
+        let method = "/containerd.services.snapshots.v1.Snapshots/Commit";
+        let what = || format!("cannot keep the snapshot {name}");
+        self.call::<_, Empty>(what, method, commit).await.map(drop)
     }
 }
 
@@ -233,77 +259,17 @@ fn snapshot(snapshotter: &str, key: &str, parent: &str) -> Snapshot {
     }
 }
 
-fn is_index(media_type: &str) -> bool {
-    media_type.contains("image.index") || media_type.contains("manifest.list")
-}
-
-/// A descriptor in an image's JSON.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Part {
-    digest: String,
-    size: i64,
-    #[serde(default)]
-    platform: Option<Platform>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
-}
-
-impl Part {
-    fn descriptor(&self) -> Descriptor {
-        Descriptor {
-            digest: self.digest.clone(),
-            size: self.size,
-            ..Descriptor::default()
-        }
+/// The chain ids of layers, as the OCI image specification has them: each names a layer with all
+/// below it.
+pub(crate) fn chain(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for id in diff_ids {
+        chain.push(match chain.last() {
+            Some(below) => Digest::of(format!("{below} {id}").as_bytes()),
+            None => *id,
+        });
     }
-
-    fn is_for_here(&self) -> bool {
-        // Where an image does not say, it is for here.
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        self.platform
-            .as_ref()
-            .is_none_or(|p| p.os == "linux" && p.architecture == architecture)
-    }
-}
-
-#[derive(Debug, Deserialize)]
-struct Index {
-    manifests: Vec<Part>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Manifest {
-    config: Part,
-}
-
-#[derive(Debug, Deserialize)]
-struct Config {
-    rootfs: Rootfs,
-}
-
-#[derive(Debug, Deserialize)]
-struct Rootfs {
-    diff_ids: Vec<String>,
-}
-
-/// The chain id of layers, as the OCI image specification has it.
-fn chain(diff_ids: &[String]) -> Option<String> {
-    let mut ids = diff_ids.iter();
-    let first = ids.next()?.clone();
-    Some(ids.fold(first, |below, id| {
-        let digest = Sha256::digest(format!("{below} {id}"));
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("sha256:{hex}")
-    }))
+    chain
 }
 
 #[cfg(test)]
@@ -312,12 +278,15 @@ mod tests {
 
     #[test]
     fn chains() {
-        assert_eq!(chain(&[]), None);
-        assert_eq!(chain(&["sha256:a".into()]).unwrap(), "sha256:a");
-        let two = chain(&["sha256:a".into(), "sha256:b".into()]).unwrap();
-        assert!(two.starts_with("sha256:") && two.len() == 71);
-        let digest = Sha256::digest(format!("{two} sha256:c"));
-        let three = chain(&["sha256:a".into(), "sha256:b".into(), "sha256:c".into()]).unwrap();
-        assert!(three.ends_with(&format!("{:02x}", digest[31])));
+        assert_eq!(chain(&[]), []);
+        let layers = [b"a", b"b", b"c"].map(|layer| Digest::of(layer));
+        let all = chain(&layers);
+        assert_eq!(all[0], layers[0]);
+        assert_eq!(
+            all[1].to_string(),
+            "sha256:51c0c8ace48498d6f5fee6b0592cc06f2da0f3cbe09c5a34a97dce85c3889676"
+        );
+        let text = format!("{} {}", all[1], layers[2]);
+        assert_eq!(all[2], Digest::of(text.as_bytes()));
     }
 }

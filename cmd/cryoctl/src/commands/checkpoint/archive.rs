@@ -246,8 +246,8 @@ async fn texts(
         Some(status) => status.image_ref.clone(),
         // An image may be gone while its container runs.
         None => match client.image(&record.image).await {
-            Ok(found) => format!("{}@{}", repository(&record.image), found.digest),
-            Err(_) => record.image.clone(),
+            Ok(Some(found)) => format!("{}@{}", repository(&record.image), found.digest),
+            Ok(None) | Err(_) => record.image.clone(),
         },
     };
     let pod = one.pod().unwrap_or_else(|| crate::target::PodOf {

@@ -127,14 +127,19 @@ async fn plan(asked: &Restore, client: &Client, source: &Source) -> anyhow::Resu
     });
     let image =
         image.context("the checkpoint does not say what image it is of: name it with --image")?;
-    let found = client.image(&image).await?;
+    let found = client.image(&image).await?.with_context(|| {
+        format!(
+            "the image {image} is not here: `ctr --namespace {} images pull {image}`, or name another with --image",
+            client.namespace()
+        )
+    })?;
     let wanted = config
         .map(|config| config.rootfs_image_ref.as_str())
         .unwrap_or_default();
     if asked.image.is_none()
         && like.is_none()
         && let Some((_, digest)) = wanted.split_once('@')
-        && digest != found.digest
+        && digest != found.digest.to_string()
     {
         bail!(
             "the image {image} is another one now: it is {}, and the checkpoint is of {digest}; pull that, or name an image with --image",
@@ -142,7 +147,7 @@ async fn plan(asked: &Restore, client: &Client, source: &Source) -> anyhow::Resu
         );
     }
     Ok(Plan {
-        chain_id: client.chain_id(&found).await?,
+        chain_id: client.chain_id(&found).await?.to_string(),
         spec: adapt(spec, client.namespace(), &id, like.is_some()),
         id,
         image,
