@@ -1,5 +1,7 @@
 //! Images that `cryoctl` builds of checkpoints, and the engines that restore from them.
 
+mod killed;
+
 use anyhow::{Context as _, bail, ensure};
 use cryo_e2e::context::Context;
 use cryo_e2e::lab::Node;
@@ -9,6 +11,8 @@ use serde_json::Value;
 
 use crate::cri::{archive, counter, restored};
 use crate::podman;
+
+pub(crate) use self::killed::a_killed_writer_leaves_nothing_half_made;
 
 /// A life in Podman: a counter is checkpointed, an image of it built, and that restored from a
 /// registry, to which it was pushed from a layout, and from an archive, each with its compression.

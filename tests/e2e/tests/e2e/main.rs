@@ -240,6 +240,7 @@ fn main() -> ExitCode {
         test!(images::each_runtime_restores_the_others)
             .not_on_runc("its containers are of both runtimes"),
         test!(images::containerds_store_keeps_and_gives_an_image),
+        test!(images::a_killed_writer_leaves_nothing_half_made),
         test!(images::podman_restores_from_an_image),
         test!(images::converted_archives_are_read_and_restored),
         test!(crictl::a_life_from_runp_to_rmp).needs(CRICTL),
