@@ -244,15 +244,19 @@ fn notes(work: &Work) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// A push that is killed within its second chunk, of 16 MiB.
-fn killed_push(work: &Work, registry: &Registry, forgetful: bool) -> Vec<String> {
+/// A push or build that is killed within its second chunk, of 16 MiB.
+fn killed_push(
+    work: &Work,
+    registry: &Registry,
+    arguments: &[&str],
+    forgetful: bool,
+) -> Vec<String> {
     registry.behave(Behaviour {
         hold_chunk: Some(1),
         forgetful,
         ..Behaviour::default()
     });
-    let to = format!("{}/cp:1", registry.host);
-    let mut push = work.command(&["push", "oci:built", &to]).spawn().unwrap();
+    let mut push = work.command(arguments).spawn().unwrap();
     registry.wait_held();
     push.kill().unwrap();
     push.wait().unwrap();
@@ -270,37 +274,70 @@ fn killed_push(work: &Work, registry: &Registry, forgetful: bool) -> Vec<String>
 }
 
 #[test]
-fn a_push_goes_on_where_a_killed_one_was() {
+fn a_push_or_build_goes_on_where_a_killed_one_was() {
     let work = Work::new(40);
-    let digest = work.digest(&["build", "cp.tar", "oci:built", "--compression", "none"]);
+    let plain = ["--compression", "none"];
+    let digest = work.digest(&[&["build", "cp.tar", "oci:built"], &plain[..]].concat());
     let posts = |log: &[String]| log.iter().filter(|line| line.starts_with("POST")).count();
 
-    let registry = Registry::new(Behaviour::default());
-    let to = format!("{}/cp:1", registry.host);
-    let first = killed_push(&work, &registry, false);
-    assert!(registry.taken() > 24 << 20, "{}", registry.taken());
-    assert_eq!(work.digest(&["push", "oci:built", &to]), digest);
-    assert_eq!(registry.taken(), registry.stored(), "bytes are sent twice");
-    // One for each blob, in both together.
-    assert_eq!(posts(&first) + posts(&registry.log()), 2);
-    assert!(notes(&work).is_empty());
-    assert_eq!(work.digest(&["push", "oci:built", &to]), digest);
-    assert_eq!(posts(&registry.log()), 0, "what is there is sent again");
-
-    // One that does not know the upload any more, or has something else, gets all of it.
-    for forgetful in [true, false] {
+    for push in [true, false] {
+        let upload = |registry: &Registry| {
+            let to = format!("docker://{}/cp:1", registry.host);
+            let command: Vec<&str> = match push {
+                true => vec!["push", "oci:built", &to],
+                false => [&["build", "cp.tar", &to], &plain[..]].concat(),
+            };
+            command.into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
         let registry = Registry::new(Behaviour::default());
-        let to = format!("{}/cp:1", registry.host);
-        killed_push(&work, &registry, forgetful);
-        registry.damage_uploads();
-        assert_eq!(work.digest(&["push", "oci:built", &to]), digest);
-        assert!(registry.taken() > registry.stored());
+        let command = upload(&registry);
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        let first = killed_push(&work, &registry, &command, false);
+        assert!(registry.taken() >= 24 << 20, "{}", registry.taken());
+        assert_eq!(work.digest(&command), digest);
+        assert_eq!(registry.taken(), registry.stored(), "bytes are sent twice");
+        // One for each blob, in both together.
+        assert_eq!(posts(&first) + posts(&registry.log()), 2);
         assert!(notes(&work).is_empty());
-        assert_eq!(
-            work.digest(&["pull", &to, &format!("oci:pulled-{forgetful}")]),
-            digest
-        );
+        if push {
+            assert_eq!(work.digest(&command), digest);
+            assert_eq!(posts(&registry.log()), 0, "what is there is sent again");
+        }
+
+        // One that does not know the upload any more, or has something else, gets all of it.
+        let ways: &[bool] = if push { &[true, false] } else { &[true] };
+        for &forgetful in ways {
+            let registry = Registry::new(Behaviour::default());
+            let command = upload(&registry);
+            let command: Vec<&str> = command.iter().map(String::as_str).collect();
+            killed_push(&work, &registry, &command, forgetful);
+            registry.damage_uploads();
+            assert_eq!(work.digest(&command), digest);
+            assert!(registry.taken() > registry.stored());
+            assert!(notes(&work).is_empty());
+            let from = format!("{}/cp:1", registry.host);
+            let to = format!("oci:pulled-{push}-{forgetful}");
+            assert_eq!(work.digest(&["pull", &from, &to]), digest);
+        }
     }
+}
+
+#[test]
+fn a_build_does_not_go_on_with_another_checkpoint() {
+    let work = Work::new(40);
+    let registry = Registry::new(Behaviour::default());
+    let to = format!("docker://{}/cp:1", registry.host);
+    let command = ["build", "cp.tar", &to, "--compression", "none"];
+    killed_push(&work, &registry, &command, false);
+    // As long as the other, of the same time and name: only the digest tells.
+    let mut other = fs::read(work.path("cp.tar")).unwrap();
+    let within_pages = other.len() / 2;
+    other[within_pages] ^= 1;
+    fs::write(work.path("cp.tar"), &other).unwrap();
+    let expected = work.digest(&["build", "cp.tar", "oci:other", "--compression", "none"]);
+    assert_eq!(work.digest(&command), expected);
+    assert_eq!(work.digest(&["pull", &to, "oci:pulled"]), expected);
+    assert!(notes(&work).is_empty());
 }
 
 #[test]

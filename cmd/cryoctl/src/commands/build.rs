@@ -1,12 +1,13 @@
 //! `cryoctl build`.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use cryo_checkpoint::layout;
+use cryo_checkpoint::oci::Digest;
 use cryo_checkpoint::oci::annotations::Facts;
 use cryo_checkpoint::oci::image::{Compression, Image, Layer, LayerWriter};
 use cryo_checkpoint::oci::model::{Descriptor, Platform};
@@ -17,7 +18,7 @@ use cryo_criu_image::task::Core;
 
 use crate::choice::Choice;
 use crate::failure::Failure;
-use crate::images::{self, Access, Broken, Target};
+use crate::images::{self, ATTEMPTS, Access, Broken, Sink, Target};
 use crate::node;
 use crate::progress::ProgressArgs;
 
@@ -28,7 +29,8 @@ const MAX_LOG_BYTES: u64 = 16 << 10;
 ///
 /// The image has one layer with the files of the checkpoint, and the annotations by which
 /// containerd, CRI-O and Podman know a checkpoint, in its index and its manifest. The same
-/// checkpoint, with the same options, has the same digest each time.
+/// checkpoint, with the same options, has the same digest each time. A build into a registry that
+/// was killed goes on where it was when it is run again.
 ///
 /// DESTINATION is one of
 ///
@@ -137,7 +139,8 @@ impl Build {
         let mut annotations = facts.annotations();
         annotations.extend(self.annotations.iter().cloned());
         let mut target = images::target(place, &self.access)?;
-        let layer = self.layer(source, target.as_mut())?;
+        let made_of = self.made_of(source, facts);
+        let layer = self.layer(source, &made_of, target.as_mut())?;
         let image = Image::new(layer, &platform, facts.checkpointed(), &annotations)?;
         let (config, bytes) = &image.config;
         put(target.as_mut(), config, bytes)?;
@@ -145,6 +148,18 @@ impl Build {
         target.document(&image.index.0, &image.index.1)?;
         target.name(&image.index.0)?;
         Ok(image.index.0)
+    }
+
+    /// By what one knows, before all of it is read, that it becomes the same layer.
+    fn made_of(&self, source: &Source, facts: &Facts) -> Digest {
+        let files: Vec<_> = source
+            .entries()
+            .iter()
+            .map(|entry| (&entry.name, entry.size_bytes))
+            .collect();
+        let (how, when, what) = (self.compression, facts.checkpointed(), facts.annotations());
+        let level = self.level;
+        Digest::of(format!("{how:?} {level:?} {when:?} {what:?} {files:?}").as_bytes())
     }
 
     fn compression(&self) -> anyhow::Result<Compression> {
@@ -165,12 +180,42 @@ impl Build {
     }
 
     /// Writes the files of the checkpoint as a layer.
-    fn layer(&self, source: &Source, target: &mut dyn Target) -> anyhow::Result<Layer> {
+    fn layer(
+        &self,
+        source: &Source,
+        made_of: &Digest,
+        target: &mut dyn Target,
+    ) -> anyhow::Result<Layer> {
+        let compression = self.compression()?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let sink = target.begin_new(made_of)?;
+            let went_on = sink.offset() > 0;
+            match self.write_layer(source, compression, sink) {
+                Ok(layer) => return Ok(layer),
+                // What an earlier try left was not of this; now it is gone.
+                Err(Broken::Content(_)) if went_on && tries < ATTEMPTS => {}
+                Err(Broken::Forgotten(_)) if tries < ATTEMPTS => {}
+                Err(broken) => return Err(broken.into_error()),
+            }
+        }
+    }
+
+    fn write_layer(
+        &self,
+        source: &Source,
+        compression: Compression,
+        sink: Box<dyn Sink + '_>,
+    ) -> Result<Layer, Broken> {
         let total = source.entries().iter().map(|entry| entry.size_bytes).sum();
         let progress = self.progress.start("building", total);
-        let sink = target.begin(None)?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        let mut writer = LayerWriter::new(sink, self.compression()?, threads)?;
+        let there = Rest {
+            there: sink.offset(),
+            sink,
+        };
+        let mut writer = LayerWriter::new(there, compression, threads)?;
         for name in directories(source) {
             writer.archive().directory(name)?;
         }
@@ -187,9 +232,33 @@ impl Build {
                     .with_context(|| entry.name.clone())
             },
         )?;
-        let (sink, layer) = writer.finish()?;
-        sink.commit(&layer.descriptor).map_err(Broken::into_error)?;
+        let (rest, layer) = writer.finish()?;
+        rest.sink.commit(&layer.descriptor)?;
         Ok(layer)
+    }
+}
+
+/// Writes what comes behind that which is there already: the same bytes, made anew. Whether they
+/// are the same shows at the end, by the digest.
+struct Rest<'a> {
+    sink: Box<dyn Sink + 'a>,
+    there: u64,
+}
+
+impl Write for Rest<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.there).unwrap_or(usize::MAX);
+        match bytes.len().min(left) {
+            0 => self.sink.write(bytes),
+            passed => {
+                self.there -= passed as u64;
+                Ok(passed)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
     }
 }
 
@@ -213,7 +282,7 @@ fn put(target: &mut dyn Target, blob: &Descriptor, bytes: &[u8]) -> anyhow::Resu
     }
     let mut sink = target.begin(Some(blob))?;
     let there = usize::try_from(sink.offset())?;
-    io::Write::write_all(&mut sink, bytes.get(there..).unwrap_or_default())?;
+    sink.write_all(bytes.get(there..).unwrap_or_default())?;
     sink.commit(blob).map_err(Broken::into_error)
 }
 

@@ -36,7 +36,7 @@ const MAX_DEPTH: usize = 4;
 const MAX_BLOBS: usize = 4096;
 
 /// How often the transfer of a blob is begun again without an answer in between.
-const ATTEMPTS: u32 = 5;
+pub(crate) const ATTEMPTS: u32 = 5;
 
 /// containerd's socket, unless something else is said.
 const ADDRESS: &str = "/run/containerd/containerd.sock";
@@ -135,6 +135,12 @@ pub(crate) trait Target {
 
     /// Begins to write a blob, or goes on with the one that is `expected`.
     fn begin(&mut self, expected: Option<&Descriptor>) -> anyhow::Result<Box<dyn Sink + '_>>;
+
+    /// Begins to write a blob whose digest only its end tells, or goes on with one that was
+    /// `made_of` the same.
+    fn begin_new(&mut self, _made_of: &Digest) -> anyhow::Result<Box<dyn Sink + '_>> {
+        self.begin(None)
+    }
 
     /// Writes an index or manifest, all of whose children are there.
     fn document(&mut self, descriptor: &Descriptor, bytes: &[u8]) -> anyhow::Result<()>;

@@ -363,6 +363,10 @@ impl Target for Registry {
         }))
     }
 
+    fn begin_new(&mut self, made_of: &Digest) -> anyhow::Result<Box<dyn Sink + '_>> {
+        Ok(Box::new(Upload::go_on_with(self, made_of, u64::MAX)?))
+    }
+
     fn document(&mut self, descriptor: &Descriptor, bytes: &[u8]) -> anyhow::Result<()> {
         verify_bytes(descriptor, bytes)?;
         self.put(&descriptor.digest.to_string(), descriptor, bytes)?;

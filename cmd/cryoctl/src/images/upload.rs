@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, anyhow};
+use cryo_checkpoint::oci::Digest;
 use cryo_checkpoint::oci::auth::received;
 use cryo_checkpoint::oci::model::Descriptor;
 use cryo_checkpoint::oci::url::Url;
@@ -34,7 +35,7 @@ pub(super) struct Upload<'a> {
     taken: u64,
     /// What it had when we began.
     offset: u64,
-    /// For a later process; none for a blob whose digest is not known yet.
+    /// For a later process; none for what is sent in one request.
     note: Option<Note>,
     committed: bool,
 }
@@ -61,11 +62,21 @@ impl<'a> Upload<'a> {
 
     /// The upload of a known blob: goes on with what an earlier process began.
     pub(super) fn go_on(registry: &'a mut Registry, blob: &Descriptor) -> anyhow::Result<Self> {
-        let repository = registry.url("")?;
         // What is sent in one request has nothing to go on with.
-        let is_long = blob.size > CHUNK_BYTES as u64;
-        let note = is_long.then(|| Note::open(&repository.to_string(), &blob.digest));
-        let note = note.flatten();
+        if blob.size <= CHUNK_BYTES as u64 {
+            return Ok(Self::new(registry));
+        }
+        Self::go_on_with(registry, &blob.digest, blob.size)
+    }
+
+    /// The same of a blob that a digest stands for, its own or not, of at most so many bytes.
+    pub(super) fn go_on_with(
+        registry: &'a mut Registry,
+        stands_for: &Digest,
+        most: u64,
+    ) -> anyhow::Result<Self> {
+        let repository = registry.url("")?;
+        let note = Note::open(&repository.to_string(), stands_for);
         let begun = note.as_ref().and_then(Note::read);
         let mut this = Self::new(registry);
         this.note = note;
@@ -76,7 +87,7 @@ impl<'a> Upload<'a> {
             return Ok(this);
         };
         match this.status(&location) {
-            Ok((location, has)) if has <= blob.size => {
+            Ok((location, has)) if has <= most => {
                 this.location = Some(location);
                 this.chunk_bytes = begun.chunk_bytes.clamp(CHUNK_BYTES, MAX_CHUNK_BYTES);
                 (this.taken, this.offset) = (has, has);
@@ -280,6 +291,7 @@ impl Sink for Upload<'_> {
     fn commit(mut self: Box<Self>, blob: &Descriptor) -> Result<(), Broken> {
         let length = self.taken + self.buffer.len() as u64;
         if length != blob.size {
+            self.discard();
             return Err(Broken::Content(anyhow!(
                 "{length} bytes were uploaded instead of {}",
                 blob.size
