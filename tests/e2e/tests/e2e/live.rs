@@ -293,6 +293,81 @@ pub(crate) async fn a_pod_by_its_name(cx: Context) -> anyhow::Result<()> {
     Ok(())
 }
 
+pub(crate) async fn one_container_of_a_pods_archive(cx: Context) -> anyhow::Result<()> {
+    let node = cx.a()?;
+    let pod = cx.pod(node, cx.runtime().handler()).await?;
+    let one = pod.run("one", BUSYBOX, &["sh", "-c", FILE_COUNTER]).await?;
+    let two = pod.run("two", BUSYBOX, &["sh", "-c", COUNTER]).await?;
+    one.count_to(2).await?;
+    two.count_to(2).await?;
+    let (alone, output) = cx.shell(node, COUNTER).await?;
+    output.count_to(2).await?;
+    let folder = cx.folder(node, "out")?;
+    for (id, namespace, name) in [
+        (&one.id, "k8s.io", "one"),
+        (&two.id, "k8s.io", "two"),
+        (&alone.id, "default", "three"),
+    ] {
+        let archive = format!("{folder}/{name}.tar");
+        let checkpoint = ["checkpoint", id, "--exit", "--export", &archive];
+        let checkpoint = [&checkpoint[..], &["--namespace", namespace]].concat();
+        cryoctl(node, &checkpoint).await?.success()?;
+    }
+    one.wait_for(ContainerState::Exited).await?;
+    two.wait_for(ContainerState::Exited).await?;
+    alone.wait_for(State::Stopped).await?;
+    alone.finish().await?;
+    let before = [
+        one.numbers(),
+        two.numbers(),
+        numbers(&output.complete().await?),
+    ];
+
+    // The same as an archive of archives, compressed or not, and unpacked.
+    let script = r#"
+        set -e
+        cd "$0"
+        tar -cf pod.tar one.tar two.tar three.tar
+        for name in one two three; do
+            mkdir -p "pod/$name"
+            tar -xf "$name.tar" -C "pod/$name"
+        done
+        tar -C pod -czf pod.tar.gz one two three"#;
+    node.exec(&["bash", "-c", script, &folder])
+        .await?
+        .success()?;
+    let other = cx.pod(node, cx.runtime().handler()).await?;
+    let into = ["--pod", &other.id];
+    let pod_tar = format!("{folder}/pod.tar");
+    let text = cryoctl(node, &[&["restore", &pod_tar], &into[..]].concat())
+        .await?
+        .failure()?;
+    ensure!(text.contains("one, three, two"), "{text}");
+    for (form, container, before, name) in [
+        ("pod.tar", "one", &before[0], "a"),
+        ("pod.tar.gz", "two", &before[1], "b"),
+        ("pod", "one", &before[0], "c"),
+    ] {
+        let path = format!("{folder}/{form}");
+        let choice = ["restore", &path, "--container", container, "--name", name];
+        let id = cryoctl(node, &[&choice[..], &into].concat()).await?;
+        let id = id.success().with_context(|| form.to_owned())?;
+        let restored = other.container(id.trim(), name);
+        let all = restored.count_to(before.len() + 3).await?;
+        goes_on(before, &all[before.len()..]).with_context(|| form.to_owned())?;
+    }
+    // In no pod, one that was in none.
+    for form in ["pod.tar", "pod"] {
+        let copy = cx.adopt(node, &cx.id("copy"))?;
+        let (path, log) = (format!("{folder}/{form}"), format!("{folder}/{form}.log"));
+        let choice = ["restore", &path, "--container", "three", "--id", &copy.id];
+        let done = cryoctl(node, &[&choice[..], &["--log", &log]].concat()).await?;
+        done.success().with_context(|| form.to_owned())?;
+        goes_on(&before[2], &count_in(node, &log, 3).await?)?;
+    }
+    Ok(())
+}
+
 pub(crate) async fn a_checkpoint_that_asks_for_too_much_is_refused(
     cx: Context,
 ) -> anyhow::Result<()> {

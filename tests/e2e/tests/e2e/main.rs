@@ -352,6 +352,7 @@ fn main() -> ExitCode {
         test!(failures::criu_too_old).alone(),
         test!(live::a_checkpoint_with_options_goes_on).not_on_runc(NO_CRYOCTL),
         test!(live::a_pod_by_its_name).not_on_runc(NO_CRYOCTL),
+        test!(live::one_container_of_a_pods_archive).not_on_runc(NO_CRYOCTL),
         test!(live::a_checkpoint_that_asks_for_too_much_is_refused).not_on_runc(NO_CRYOCTL),
         test!(live::ps_tells_what_is_in_the_way).not_on_runc(NO_CRYOCTL),
         test!(live::verify_tells_what_is_in_the_way).not_on_runc(NO_CRYOCTL),

@@ -25,8 +25,8 @@ use source::Source;
 
 /// Make a running container of a checkpoint, through containerd.
 ///
-/// CHECKPOINT is an archive of `cryoctl checkpoint` or of containerd's CRI, the same unpacked, or a
-/// directory of criu's images. The new container has the specification of the checkpoint (or, with
+/// CHECKPOINT is an archive of `cryoctl checkpoint` or of containerd's CRI, the same unpacked, an
+/// archive of a pod (--container), or a directory of criu's images. The new container has the specification of the checkpoint (or, with
 /// --like, that of a container that is here), its image with what was changed in it, and goes on
 /// where the other was.
 ///
@@ -74,7 +74,7 @@ pub(crate) struct Restore {
     trust: bool,
 
     /// Restore into this pod: the id of its sandbox, or its name.
-    #[arg(long, value_name = "ID|[NAMESPACE/]NAME", conflicts_with = "container")]
+    #[arg(long, value_name = "ID|[NAMESPACE/]NAME")]
     pod: Option<String>,
 
     /// The container's name in the pod [default: that of the checkpoint].
@@ -113,6 +113,7 @@ Examples:
   cryoctl restore c1.tar --id c2 --tcp-close --log /var/log/c2.log
   cryoctl restore /var/tmp/images --like c1 --id c2
   cryoctl restore checkpoint-web_shop-nginx.tar --pod shop/web2
+  cryoctl restore web.tar --container nginx --pod shop/web2
 
 Exit codes:
   0    the container runs; stdout is its id
@@ -129,7 +130,8 @@ impl Restore {
 
     async fn make(&self) -> anyhow::Result<String> {
         let interrupt = Interrupt::listen()?;
-        let source = Source::open(&self.checkpoint, &self.choice, self.progress)
+        let in_pod = self.pod.is_some();
+        let source = Source::open(&self.checkpoint, &self.choice, in_pod, self.progress)
             .with_context(|| format!("cannot restore {}", self.checkpoint.display()))?;
         let namespace = self.namespace.as_deref();
         let namespace = namespace.unwrap_or(match self.pod {

@@ -79,9 +79,6 @@ pub(super) async fn restore(
     source: &Source,
     pod: &str,
 ) -> anyhow::Result<String> {
-    if source.named.is_dir() {
-        bail!("CRI restores archives: name one, not a directory");
-    }
     let spec = source
         .spec
         .as_ref()
@@ -106,7 +103,7 @@ pub(super) async fn restore(
         }),
         image: Some(CriImage {
             image: source
-                .named
+                .archive()
                 .to_str()
                 .context("the archive's name is not UTF-8, as containerd wants it")?
                 .to_owned(),

@@ -1,13 +1,15 @@
-//! The checkpoint to restore, as a directory that containerd can be pointed at.
+//! The checkpoint to restore, as a directory that containerd can be pointed at, or as the archive
+//! that its CRI takes.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read};
+use std::io::{self, BufWriter, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use cryo_checkpoint::layout;
-use cryo_checkpoint::source::Source as Archive;
+use cryo_checkpoint::source::{Form, Source as Archive};
+use cryo_checkpoint::write;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -27,6 +29,8 @@ pub(super) struct Source {
     /// As it was named.
     pub(super) named: PathBuf,
     images: PathBuf,
+    /// The archive of the container alone: as it was named, or packed.
+    archive: PathBuf,
     /// What was unpacked, or what is for the work alone.
     work: PathBuf,
     pub(super) config: Option<Config>,
@@ -43,7 +47,7 @@ pub(super) struct Config {
 }
 
 impl Source {
-    /// Opens a checkpoint of any of the three forms.
+    /// Opens a checkpoint of any form, for a container of its own or in a pod.
     ///
     /// # Errors
     ///
@@ -51,6 +55,7 @@ impl Source {
     pub(super) fn open(
         path: &Path,
         choice: &Choice,
+        in_pod: bool,
         progress: ProgressArgs,
     ) -> anyhow::Result<Self> {
         let named = std::path::absolute(path)?;
@@ -63,12 +68,15 @@ impl Source {
             .with_context(|| format!("cannot make {}", work.display()))?;
         let mut source = Self {
             images: work.join(layout::CHECKPOINT_DIR),
+            archive: named.clone(),
             named,
             work,
             config: None,
             spec: None,
         };
-        if source.named.is_dir() {
+        if in_pod {
+            source.pack(choice, progress)?;
+        } else if source.named.is_dir() {
             source.directory(choice)?;
         } else {
             source.unpack(choice, progress)?;
@@ -79,6 +87,11 @@ impl Source {
     /// The directory of criu's images; what was changed in the root file system is beside it.
     pub(super) fn images(&self) -> &Path {
         &self.images
+    }
+
+    /// The archive, for CRI.
+    pub(super) fn archive(&self) -> &Path {
+        &self.archive
     }
 
     /// For what criu leaves.
@@ -112,6 +125,42 @@ impl Source {
         self.config = read_json(&self.named.join(layout::CONFIG_DUMP))?;
         self.spec = read_json(&self.named.join(layout::SPEC_DUMP))?;
         Ok(())
+    }
+
+    /// Makes an archive as CRI takes it, of what is none by itself: one container of a pod's, one
+    /// that is compressed or unpacked, an image.
+    fn pack(&mut self, choice: &Choice, progress: ProgressArgs) -> anyhow::Result<()> {
+        let source = choice.one(&self.named, Archive::open_all(&self.named)?)?;
+        self.config = source.json(layout::CONFIG_DUMP)?;
+        self.spec = source.json(layout::SPEC_DUMP)?;
+        let is_one = source.form() == Form::Archive && source.container().is_none();
+        let is_plain = is_one && source.section(layout::CONFIG_DUMP)?.is_some();
+        if is_plain {
+            return Ok(());
+        }
+        self.archive = self.work.join("checkpoint.tar");
+        let failed = || format!("cannot write {}", self.archive.display());
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&self.archive)
+            .with_context(failed)?;
+        let total = source.entries().iter().map(|entry| entry.size_bytes).sum();
+        let progress = progress.start("packing", total);
+        let mut packed = write::Archive::new(BufWriter::new(file));
+        packed.directory(layout::CHECKPOINT_DIR)?;
+        source.visit(
+            |_| true,
+            |entry, content| -> anyhow::Result<()> {
+                packed
+                    .file(&entry.name, entry.size_bytes, content)
+                    .with_context(|| entry.name.clone())?;
+                progress.add(entry.size_bytes);
+                Ok(())
+            },
+        )?;
+        packed.finish()?.flush().with_context(failed)
     }
 
     /// Takes the files that a restore needs out of an archive, of whatever form.
