@@ -37,6 +37,7 @@
 
 pub mod convert;
 pub mod descriptors;
+pub mod dump_log;
 pub mod failures;
 mod flat;
 pub mod image_dir;

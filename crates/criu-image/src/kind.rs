@@ -226,11 +226,13 @@ impl Kind {
         const MIB: u64 = 1 << 20;
         match self {
             // One message per file.
-            Self::Inventory | Self::Ids | Self::StatsDump | Self::StatsRestore => Limits {
-                entry_bytes: 64 << 10,
-                entries: 1,
-                total_bytes: MIB,
-            },
+            Self::Inventory | Self::Ids | Self::Cpuinfo | Self::StatsDump | Self::StatsRestore => {
+                Limits {
+                    entry_bytes: 64 << 10,
+                    entries: 1,
+                    total_bytes: MIB,
+                }
+            }
             // All memory areas of a process, or all files of a namespace, in one message.
             Self::Mm | Self::Apparmor | Self::Seccomp | Self::Cgroup => Limits {
                 entry_bytes: 64 << 20,

@@ -26,7 +26,7 @@
 //!
 //! Three levels, each usable alone: [`RawReader`] and [`Writer`] know the framing, [`msg`] the
 //! messages, and [`Reader`] yields the typed views of [`inventory`], [`pstree`], [`task`],
-//! [`registers`], [`mm`], [`files`], [`mounts`], [`pagemap`], [`seccomp`] and [`stats`].
+//! [`registers`], [`mm`], [`files`], [`mounts`], [`pagemap`], [`seccomp`], [`cpuinfo`] and [`stats`].
 //!
 //! ```
 //! use cryo_criu_image::{Kind, Reader, Writer, msg, pstree::Process};
@@ -50,6 +50,7 @@
     )
 )]
 
+pub mod cpuinfo;
 mod error;
 pub mod files;
 mod frame;

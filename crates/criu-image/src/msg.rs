@@ -460,3 +460,21 @@ pub struct SeccompFilter {
     #[prost(uint32, optional, tag = "3")]
     pub flags: Option<u32>,
 }
+
+/// The message of `cpuinfo.img`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct CpuinfoEntry {
+    #[prost(message, repeated, tag = "1")]
+    pub x86_entry: Vec<CpuinfoX86Entry>,
+}
+
+/// An x86 processor in [`CpuinfoEntry`].
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct CpuinfoX86Entry {
+    #[prost(uint32, optional, tag = "5")]
+    pub capability_ver: Option<u32>,
+    #[prost(uint32, repeated, packed = "false", tag = "6")]
+    pub capability: Vec<u32>,
+    #[prost(bytes = "vec", optional, tag = "7")]
+    pub model_id: Option<Vec<u8>>,
+}

@@ -25,6 +25,11 @@ pub const EXTERNAL_PIDNS: &str = "extRootPidNS";
 /// `CLONE_NEWNET`, the only namespace that CRIU can leave empty.
 const EMPTY_NETNS: u32 = 0x4000_0000;
 
+/// No capability of the processor is required; that the field is there makes CRIU write
+/// `cpuinfo.img`. A restore reads that only if its request has the field, and ours has not: CRIU
+/// would refuse a processor with more features too.
+const CPU_IMAGE_ALONE: u32 = 0;
+
 /// The first number given to a descriptor in the criu process; 3 is the RPC socket.
 pub(crate) const FIRST_PASSED_FD: RawFd = 4;
 
@@ -300,6 +305,7 @@ impl DumpOptions {
             auto_dedup: flag(self.auto_dedup),
             work_dir_fd: Some(work_dir_fd),
             link_remap: flag(self.link_remap),
+            cpu_cap: Some(CPU_IMAGE_ALONE),
             manage_cgroups_mode: Some(self.cgroups.into()),
             cg_root: cg_roots(&self.cgroup_roots),
             ghost_limit: self.ghost_limit_bytes,

@@ -1,6 +1,7 @@
 //! CRIU's image files: framing, messages, views. What is read and written again is the same.
 #![no_main]
 
+use cryo_criu_image::cpuinfo::Cpuinfo;
 use cryo_criu_image::files::{Descriptor, OpenFile, Places, Terminal};
 use cryo_criu_image::inventory::{Inventory, TaskIds};
 use cryo_criu_image::mm::MemoryMap;
@@ -52,6 +53,7 @@ fuzz_target!(|image: &[u8]| {
         frames(kind, image);
     }
     views::<Inventory>(image);
+    views::<Cpuinfo>(image);
     views::<TaskIds>(image);
     views::<Process>(image);
     views::<Core>(image);

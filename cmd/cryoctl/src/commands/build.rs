@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
+use cryo_checkpoint::dump_log::Versions;
 use cryo_checkpoint::layout;
 use cryo_checkpoint::oci::Digest;
 use cryo_checkpoint::oci::annotations::Facts;
@@ -21,9 +22,6 @@ use crate::failure::Failure;
 use crate::images::{self, ATTEMPTS, Access, Broken, Sink, Target};
 use crate::node;
 use crate::progress::ProgressArgs;
-
-/// Longest beginning of CRIU's log that is looked at.
-const MAX_LOG_BYTES: u64 = 16 << 10;
 
 /// Make an image of a checkpoint, for engines to restore from and registries to keep
 ///
@@ -308,15 +306,7 @@ fn facts(source: &Source) -> Result<Facts, Failure> {
     {
         facts.learn_architecture(core.arch.as_str());
     }
-    let in_images = format!("{}/{}", layout::CHECKPOINT_DIR, layout::DUMP_LOG);
-    for name in [layout::DUMP_LOG, &in_images] {
-        if source.file(name).is_some() {
-            let mut log = Vec::new();
-            let head = source.reader(name)?.take(MAX_LOG_BYTES);
-            io::BufReader::new(head).read_to_end(&mut log)?;
-            facts.learn_from_log(&String::from_utf8_lossy(&log));
-        }
-    }
+    facts.learn_versions(Versions::of(source).map_err(anyhow::Error::from)?);
     Ok(facts)
 }
 

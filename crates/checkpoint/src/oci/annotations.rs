@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::Digest;
 use super::model::Platform;
 use crate::convert::nanoseconds;
+use crate::dump_log::Versions;
 use crate::layout;
 
 /// Before the name of a fact, in the dialect that checkpointctl and containerd read.
@@ -193,20 +194,10 @@ impl Facts {
         Ok(facts)
     }
 
-    /// What CRIU's log of the dump says in its first lines: its version and the kernel's.
-    pub fn learn_from_log(&mut self, log: &str) {
-        for line in log.lines().take(40) {
-            let Some((_, text)) = line.split_once(") ") else {
-                continue;
-            };
-            if let Some(rest) = text.strip_prefix("Version: ") {
-                self.learn("criu.version", first_word(rest));
-            } else if let Some(rest) = text.strip_prefix("Running on ")
-                && let Some((_, rest)) = rest.split_once(" Linux ")
-            {
-                self.learn("host.kernel", first_word(rest));
-            }
-        }
+    /// What CRIU's log of the dump says.
+    pub fn learn_versions(&mut self, versions: Versions) {
+        self.learn("criu.version", versions.criu);
+        self.learn("host.kernel", versions.kernel);
     }
 
     /// Which machine its images are of, in the words of Rust or uname.
@@ -290,10 +281,6 @@ impl Facts {
     }
 }
 
-fn first_word(text: &str) -> Option<String> {
-    text.split_whitespace().next().map(str::to_owned)
-}
-
 fn json<T: for<'de> Deserialize<'de>>(name: &'static str, bytes: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|source| Error::BadJson { name, source })
 }
@@ -316,10 +303,10 @@ mod tests {
             "io.kubernetes.cri.sandbox-name":"pod","io.kubernetes.cri.sandbox-namespace":"ns",
             "io.kubernetes.cri.sandbox-uid":"uid","io.kubernetes.cri.sandbox-id":"id"}}"#;
         let mut facts = Facts::of(config.as_bytes(), spec.as_bytes()).unwrap();
-        facts.learn_from_log(
+        facts.learn_versions(Versions::in_log(
             "(00.000000) Version: 4.2.1 (gitid 0)\n\
              (00.000005) Running on node-a Linux 6.18.5 #1 SMP x86_64\n",
-        );
+        ));
         facts.learn_architecture("x86_64");
         let annotations = facts.annotations();
         for (key, value) in [

@@ -140,7 +140,8 @@ pub(super) fn run(
 
     let (Some((serving, mut frozen)), Some(server)) = (lazily, server) else {
         if let Some(to) = &request.work {
-            work.hand_over(to, &[layout::DUMP_LOG, layout::STATS_DUMP])?;
+            work.hand_over_log(to, &criu)?;
+            work.hand_over(to, &[layout::STATS_DUMP])?;
         }
         images.keep();
         return Ok(());
@@ -148,7 +149,7 @@ pub(super) fn run(
     let memory = transfer::open(context, &images.path)?;
     if let Some(to) = &request.work {
         // CRIU writes statistics at its end.
-        work.hand_over(to, &[layout::DUMP_LOG])?;
+        work.hand_over_log(to, &criu)?;
     }
     let transfer = Arc::new(Transfer::new()?);
     let limit = Duration::from_secs(options.serve_timeout_s.into());

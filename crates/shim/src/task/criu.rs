@@ -1,11 +1,12 @@
 //! What checkpoint and restore have in common: CRIU itself, its private work
 //! directory, what lies outside of the container, and how failures are told.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cryo_checkpoint::{dump_log, layout};
 use cryo_criu::config::{self, Config};
 use cryo_criu::{Cause, Criu, CriuError};
 use cryo_engine::spec::Bind;
@@ -61,6 +62,30 @@ impl WorkDir {
 
     pub(super) fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Copies the log of a dump to where the client wants it, below who wrote it and where: CRIU
+    /// says so itself only where it writes much more, and nothing else in a checkpoint does.
+    pub(super) fn hand_over_log(&self, to: &Path, criu: &Criu) -> Result<(), TaskError> {
+        let failed =
+            |path: &Path, e| TaskError::io(format_args!("cannot write {}", path.display()), &e);
+        let version = criu.probe().map_err(from_criu)?.version;
+        let node = rustix::system::uname();
+        let head = dump_log::head(
+            &version.to_string(),
+            &node.nodename().to_string_lossy(),
+            &node.release().to_string_lossy(),
+        );
+        fs::create_dir_all(to).map_err(|e| failed(to, e))?;
+        let copy = |to: &Path| {
+            let mut log = File::open(self.0.join(layout::DUMP_LOG))?;
+            let mut copy = File::create(to)?;
+            copy.set_permissions(log.metadata()?.permissions())?;
+            copy.write_all(head.as_bytes())?;
+            io::copy(&mut log, &mut copy)
+        };
+        let to = to.join(layout::DUMP_LOG);
+        copy(&to).map(drop).map_err(|e| failed(&to, e))
     }
 
     /// Copies log and statistics to where the client wants them.
