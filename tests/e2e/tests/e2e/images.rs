@@ -140,12 +140,67 @@ async fn goes_through_a_registry(
     Ok(())
 }
 
+/// A checkpoint alone shows what a lesser node than the one it was made on lacks.
+async fn says_what_it_was_made_on(
+    cx: &Context,
+    node: &Node,
+    path: &str,
+    by: &str,
+) -> anyhow::Result<()> {
+    let mut info: Value =
+        serde_json::from_str(&node.exec(&["cryoctl", "node-info"]).await?.success()?)?;
+    let lesser = format!("{}/lesser.json", cx.folder(node, &format!("lesser-{by}"))?);
+    let verify = async |info: &Value| -> anyhow::Result<Vec<(String, String, String)>> {
+        std::fs::write(node.host(&lesser), info.to_string())?;
+        let command = [
+            "cryoctl", "verify", path, "--node", &lesser, "--format", "json",
+        ];
+        let said: Value = serde_json::from_str(&node.exec(&command).await?.success()?)?;
+        let findings = said["findings"].as_array().context("no findings")?;
+        let text =
+            |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+        let told = findings.iter().filter(|f| f["severity"] != "ok");
+        Ok(told
+            .map(|f| (text(f, "name"), text(f, "severity"), text(f, "text")))
+            .collect())
+    };
+    let alike = verify(&info).await?;
+    ensure!(alike.iter().all(|f| f.1 == "note"), "{by}: {alike:?}");
+
+    let features = info["cpu"]["features"]
+        .as_array_mut()
+        .context("no features")?;
+    // Every x86-64 processor that a lab runs on has it.
+    features.retain(|feature| feature != "ssse3");
+    let had = info["kernel"]["release"].clone();
+    info["kernel"]["release"] = "4.18.0".into();
+    info["criu"]["version"] = "4.1".into();
+    let told = verify(&info).await?;
+    let warned = |name: &str, of: &str| {
+        told.iter()
+            .any(|f| f.0 == name && f.1 == "warning" && f.2.contains(of))
+    };
+    ensure!(
+        warned("kernel", had.as_str().context("no release")?),
+        "{by}: {told:?}"
+    );
+    ensure!(warned("criu", "4.1"), "{by}: {told:?}");
+    // runc does not ask for it.
+    let knows_processor = by == "cryo" && info["architecture"] == "x86_64";
+    ensure!(
+        warned("processor-origin", "ssse3") == knows_processor,
+        "{by}: {told:?}"
+    );
+    Ok(())
+}
+
 /// What one runtime has checkpointed the other restores.
 pub(crate) async fn each_runtime_restores_the_others(cx: Context) -> anyhow::Result<()> {
     let node = cx.a()?;
     for (from, to) in [("cryo", "runc"), ("runc", "cryo")] {
         let container = counter(&cx, node, from).await?;
         let archive = archive(&cx, &container).await?;
+        says_what_it_was_made_on(&cx, node, &archive.path, from).await?;
         let image = format!("localhost:5000/{}:1", cx.id(from));
         let destination = format!("docker://{image}");
         cryoctl(node, &["build", &archive.path, &destination]).await?;

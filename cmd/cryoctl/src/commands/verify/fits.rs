@@ -1,5 +1,6 @@
 //! Whether a node has what a checkpoint needs.
 
+use super::origin::Origin;
 use super::whole::Facts;
 use crate::finding::Finding;
 use crate::nodeinfo::Node;
@@ -14,20 +15,12 @@ const STATE: [(u32, &str); 5] = [
     (18, "amx_tile"),
 ];
 
-/// Features that programs choose by: the beginnings of their names.
-const CHOSEN: [&str; 16] = [
-    "sse", "ssse", "avx", "amx", "fma", "bmi", "aes", "sha", "popcnt", "movbe", "adx", "vaes",
-    "vpclmul", "pclmul", "asimd", "sve",
-];
-
-pub(super) fn look(facts: &Facts, node: &Node, origin: Option<&Node>, all: &mut Vec<Finding>) {
+pub(super) fn look(facts: &Facts, node: &Node, origin: &Origin, all: &mut Vec<Finding>) {
     architecture(facts, node, all);
     processor(facts, node, all);
-    if let Some(origin) = origin {
-        compare(origin, node, all);
-    }
+    instructions(facts, node, origin, all);
     criu(node, origin, all);
-    kernel(facts, node, all);
+    kernel(facts, node, origin, all);
     security(facts, node, all);
     needs_of_the_container(facts, all);
 }
@@ -80,31 +73,39 @@ fn has(node: &Node, feature: &str) -> bool {
     node.cpu.features.iter().any(|f| f == feature)
 }
 
-fn compare(origin: &Node, node: &Node, all: &mut Vec<Finding>) {
-    let missing: Vec<&str> = origin
-        .cpu
-        .features
+/// What programs may have found when they started, and go on to use.
+fn instructions(facts: &Facts, node: &Node, origin: &Origin, all: &mut Vec<Finding>) {
+    if facts
+        .architecture
+        .is_some_and(|made_on| made_on != node.architecture)
+    {
+        return;
+    }
+    let Some(features) = &origin.features else {
+        return all.push(Finding::note(
+            "processor-origin",
+            "the checkpoint does not say what programs in it may have chosen their instructions by: --origin does",
+        ));
+    };
+    let missing: Vec<&str> = features
         .iter()
         .map(String::as_str)
-        .filter(|f| CHOSEN.iter().any(|start| f.starts_with(start)) && !has(node, f))
+        .filter(|f| !has(node, f))
         .collect();
     if missing.is_empty() {
         return all.push(Finding::ok(
             "processor-origin",
-            format!(
-                "the node has all that programs on {} may have chosen",
-                origin.hostname
-            ),
+            "the node has all that programs may have chosen their instructions by",
         ));
     }
     all.push(Finding::warning(
         "processor-origin",
-        format!("{} has {}, and the node has not", origin.hostname, missing.join(", ")),
+        format!("{} has {}, and the node has not", origin.name, missing.join(", ")),
         "restore it on a node that has them: a program that chose them when it started ends with SIGILL",
     ));
 }
 
-fn criu(node: &Node, origin: Option<&Node>, all: &mut Vec<Finding>) {
+fn criu(node: &Node, origin: &Origin, all: &mut Vec<Finding>) {
     let Some(criu) = &node.criu else {
         let why = node.criu_problem.as_deref().unwrap_or("there is none");
         return all.push(Finding::error(
@@ -113,14 +114,13 @@ fn criu(node: &Node, origin: Option<&Node>, all: &mut Vec<Finding>) {
             "install criu 4.0 or newer there",
         ));
     };
-    let theirs = origin.and_then(|origin| origin.criu.as_ref());
-    match theirs {
-        Some(theirs) if numbers(&theirs.version) > numbers(&criu.version) => {
+    match &origin.criu {
+        Some(theirs) if numbers(theirs) > numbers(&criu.version) => {
             all.push(Finding::warning(
                 "criu",
                 format!(
                     "it was made by criu {}, and the node has {}",
-                    theirs.version, criu.version
+                    theirs, criu.version
                 ),
                 "install the same release there: an older one may not know all of the images",
             ));
@@ -132,14 +132,18 @@ fn criu(node: &Node, origin: Option<&Node>, all: &mut Vec<Finding>) {
     }
 }
 
-fn numbers(version: &str) -> Vec<u32> {
-    version
+/// The three numbers that a version begins with; 0 for what is none.
+fn numbers(version: &str) -> [u32; 3] {
+    let mut numbers = version
+        .split(|c: char| !c.is_ascii_digit() && c != '.')
+        .next()
+        .unwrap_or_default()
         .split('.')
-        .map(|n| n.parse().unwrap_or_default())
-        .collect()
+        .map(|n| n.parse().unwrap_or_default());
+    std::array::from_fn(|_| numbers.next().unwrap_or_default())
 }
 
-fn kernel(facts: &Facts, node: &Node, all: &mut Vec<Finding>) {
+fn kernel(facts: &Facts, node: &Node, origin: &Origin, all: &mut Vec<Finding>) {
     let known = &node.kernel.filesystems;
     let missing: Vec<&str> = facts
         .filesystems
@@ -147,12 +151,25 @@ fn kernel(facts: &Facts, node: &Node, all: &mut Vec<Finding>) {
         .map(String::as_str)
         .filter(|kind| !known.iter().any(|k| k == kind))
         .collect();
-    if missing.is_empty() {
+    // Updates of one release bring nothing that a program could use.
+    let release = |version: &str| numbers(version).into_iter().take(2);
+    let newer = |theirs: &&String| release(theirs).gt(release(&node.kernel.release));
+    if let Some(theirs) = origin.kernel.as_ref().filter(newer) {
+        all.push(Finding::warning(
+            "kernel",
+            format!(
+                "it was made on Linux {theirs}, and the node has {}",
+                node.kernel.release
+            ),
+            "use as new a kernel there: programs go on to use what they found when they started",
+        ));
+    } else if missing.is_empty() {
         all.push(Finding::ok(
             "kernel",
             format!("Linux {}", node.kernel.release),
         ));
-    } else {
+    }
+    if !missing.is_empty() {
         all.push(Finding::error(
             "kernel",
             format!(
@@ -226,6 +243,15 @@ mod tests {
     }
 
     fn told(facts: &Facts, node: &Node, origin: Option<&Node>) -> Vec<(&'static str, Severity)> {
+        let none = Origin::default();
+        warned(
+            facts,
+            node,
+            &origin.map_or(none, |node| Origin::default().told_by(node)),
+        )
+    }
+
+    fn warned(facts: &Facts, node: &Node, origin: &Origin) -> Vec<(&'static str, Severity)> {
         let mut all = Vec::new();
         look(facts, node, origin, &mut all);
         all.retain(|f| f.severity > Severity::Note);
@@ -296,5 +322,54 @@ mod tests {
             ]
         );
         assert_eq!(told(&facts, &origin, Some(&node)), []);
+    }
+
+    #[test]
+    fn what_the_checkpoint_says_is_compared_as_well() {
+        let mut node = node();
+        node.kernel.release = "6.1.0-18-amd64".to_owned();
+        node.criu_problem = None;
+        node.criu = Some(crate::nodeinfo::CriuInfo {
+            path: "/criu".into(),
+            version: "4.2.1".to_owned(),
+            memory_tracking: false,
+            lazy_pages: false,
+            pidfd_store: false,
+        });
+        let facts = Facts::default();
+        let made = |criu: &str, kernel: &str, features: &[&str]| Origin {
+            name: "AMD EPYC".to_owned(),
+            features: Some(features.iter().map(|&f| f.to_owned()).collect()),
+            criu: Some(criu.to_owned()),
+            kernel: Some(kernel.to_owned()),
+        };
+        for same in [
+            made("4.2.1", "6.1.99", &["avx"]),
+            made("4.2", "5.15.0-generic", &[]),
+            made("4.2.1.0", "6.1-rc1", &["sse2"]),
+            made("99999999999999", "x", &[]),
+        ] {
+            assert_eq!(warned(&facts, &node, &same), [], "{same:?}");
+        }
+        let newer = made("4.3", "6.18.44-fc", &["avx", "avx2"]);
+        let all = ["processor-origin", "criu", "kernel"].map(|n| (n, Severity::Warning));
+        assert_eq!(warned(&facts, &node, &newer), all);
+        // What the node says of itself goes before.
+        assert_eq!(warned(&facts, &node, &newer.told_by(&node)), []);
+    }
+
+    #[test]
+    fn what_is_not_known_is_a_note() {
+        let mut all = Vec::new();
+        instructions(&Facts::default(), &node(), &Origin::default(), &mut all);
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].severity, Severity::Note);
+        let other = Facts {
+            architecture: Some("aarch64"),
+            ..Facts::default()
+        };
+        all.clear();
+        instructions(&other, &node(), &Origin::default(), &mut all);
+        assert_eq!(all, []);
     }
 }

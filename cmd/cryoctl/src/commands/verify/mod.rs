@@ -1,6 +1,7 @@
 //! `cryoctl verify`.
 
 mod fits;
+mod origin;
 mod whole;
 
 use std::fs;
@@ -12,6 +13,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
 
+use self::origin::Origin;
 use super::Format;
 use crate::choice::Choice;
 use crate::containerd::Socket;
@@ -37,8 +39,9 @@ pub(super) struct Verify {
     #[arg(long, value_name = "FILE")]
     node: Option<PathBuf>,
 
-    /// The node that the checkpoint is of, likewise: features of its processor that the other
-    /// lacks are told, since programs choose by them when they start.
+    /// The node that the checkpoint is of, likewise. Features of its processor that the other
+    /// lacks are told, since programs choose by them when they start, and an older criu or kernel.
+    /// Without it, what the checkpoint says itself is compared.
     #[arg(long, value_name = "FILE")]
     origin: Option<PathBuf>,
 
@@ -69,13 +72,24 @@ impl Verify {
             Some(path) => read_node(path)?,
             None => Node::here(Some(&self.socket)),
         };
-        let origin = self.origin.as_deref().map(read_node).transpose()?;
+        let told = self.origin.as_deref().map(read_node).transpose()?;
         let mut all = Vec::new();
         let total = source.entries().iter().map(|entry| entry.size_bytes).sum();
         let progress = self.progress.start("verifying", total);
         let facts = whole::look(&source, &progress, &mut all);
         drop(progress);
-        fits::look(&facts, &node, origin.as_ref(), &mut all);
+        let mut origin = Origin::of_checkpoint(&source).unwrap_or_else(|error| {
+            all.push(Finding::warning(
+                "origin",
+                format!("where it was made cannot be read: {error}"),
+                "name the node by --origin, or make the checkpoint again",
+            ));
+            Origin::default()
+        });
+        if let Some(told) = &told {
+            origin = origin.told_by(told);
+        }
+        fits::look(&facts, &node, &origin, &mut all);
         let good = !finding::any_error(&all);
         let text = match self.format {
             Format::Text => render(&all, good, &node.hostname),
