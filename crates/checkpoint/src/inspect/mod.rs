@@ -2,7 +2,7 @@
 //!
 //! The keys of the JSON form, their order and what is left out where it is empty are those of
 //! checkpointctl; what it does not know stands under keys that it does not have. Pages are read
-//! only for arguments and environments.
+//! only for arguments and environments, and in one pass for all of them.
 
 mod files;
 mod task;
@@ -19,7 +19,7 @@ use cryo_criu_image::task::{Core, TaskState};
 use serde::{Serialize, Serializer};
 
 use crate::layout;
-use crate::memory::{self, Error, Memory};
+use crate::memory::{self, Error, Memory, Texts};
 use crate::metadata::{Interface, Metadata, Mount, Network};
 use crate::source::{self, Source, damaged};
 use crate::summary::Size;
@@ -377,6 +377,7 @@ impl Processes {
         let tree = ProcessTree::read(&name, checkpoint.reader(&name)?)
             .map_err(|error| damaged(&name, error))?;
         let mut nodes = Vec::with_capacity(tree.processes().len());
+        let (mut texts, mut asked) = (Texts::default(), Vec::new());
         for process in tree.processes() {
             let core: Core = memory::image(checkpoint, Kind::Core, process.pid)?;
             let own = core.process.as_ref().ok_or_else(|| {
@@ -396,8 +397,20 @@ impl Processes {
             };
             if matches!(own.state, TaskState::Alive | TaskState::Stopped) {
                 node.describe(checkpoint, wanted, core.ids, &process.threads)?;
+                if wanted.arguments || wanted.environment {
+                    asked.push((
+                        nodes.len(),
+                        Asked::of(checkpoint, node.pid, wanted, &mut texts)?,
+                    ));
+                }
             }
             nodes.push((process.ppid, node));
+        }
+        let mut texts = texts.read(checkpoint)?;
+        for (at, asked) in asked {
+            if let Some((_, node)) = nodes.get_mut(at) {
+                asked.give(node, &mut texts);
+            }
         }
         Ok(Self { nodes })
     }
@@ -439,8 +452,38 @@ impl Processes {
     }
 }
 
+/// The numbers of the texts of a process.
+struct Asked {
+    arguments: Option<usize>,
+    environment: Option<usize>,
+}
+
+impl Asked {
+    fn of(checkpoint: &Source, pid: u32, wanted: Wanted, texts: &mut Texts) -> Result<Self, Error> {
+        let (map, memory) = Memory::open(checkpoint, pid)?;
+        let mut ask = |wanted: bool, range| wanted.then(|| texts.ask(&memory, range)).transpose();
+        Ok(Self {
+            arguments: ask(wanted.arguments, map.arguments)?,
+            environment: ask(wanted.environment, map.environment)?,
+        })
+    }
+
+    fn give(self, node: &mut ProcessNode, texts: &mut [Vec<u8>]) {
+        let mut take = |text: Option<usize>| match text {
+            Some(text) => texts.get_mut(text).map(std::mem::take).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        node.cmdline = String::from_utf8_lossy(&take(self.arguments)).replace('\0', " ");
+        node.environment = take(self.environment)
+            .split(|&byte| byte == 0)
+            .filter(|variable| !variable.is_empty())
+            .map(|variable| String::from_utf8_lossy(variable).into_owned())
+            .collect();
+    }
+}
+
 impl ProcessNode {
-    /// What only a living process has.
+    /// What only a living process has, but for its texts.
     fn describe(
         &mut self,
         checkpoint: &Source,
@@ -448,21 +491,6 @@ impl ProcessNode {
         ids: Option<TaskIds>,
         threads: &[u32],
     ) -> Result<(), Error> {
-        if wanted.arguments || wanted.environment {
-            let (map, memory) = Memory::open(checkpoint, self.pid)?;
-            if wanted.arguments {
-                let bytes = memory.bytes_of(map.arguments)?;
-                self.cmdline = String::from_utf8_lossy(&bytes).replace('\0', " ");
-            }
-            if wanted.environment {
-                self.environment = memory
-                    .bytes_of(map.environment)?
-                    .split(|&byte| byte == 0)
-                    .filter(|variable| !variable.is_empty())
-                    .map(|variable| String::from_utf8_lossy(variable).into_owned())
-                    .collect();
-            }
-        }
         if wanted.credentials {
             let security: Security = memory::image(checkpoint, Kind::Core, self.pid)?;
             self.credentials = task::credentials(&security);

@@ -95,13 +95,18 @@ impl Cursor {
                 .read_exact_at(buffer, section.offset.saturating_add(run.offset)),
             Access::Stream(stream) => stream.read_at(run.offset, buffer),
         };
-        result.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => Error::Short {
-                name: name.clone(),
-                wanted,
-            },
-            _ => unreadable(name, error),
-        })
+        result.map_err(|error| broken(name, wanted, error))
+    }
+}
+
+/// What became of reading a file of pages up to an offset.
+pub(super) fn broken(name: &str, wanted: u64, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Error::Short {
+            name: name.to_owned(),
+            wanted,
+        },
+        _ => unreadable(name, error),
     }
 }
 

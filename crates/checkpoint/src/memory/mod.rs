@@ -29,6 +29,7 @@ use cryo_criu_image::{Kind, View};
 use crate::source::{self, Blob};
 
 pub use cursor::Cursor;
+pub use text::Texts;
 
 /// Why the memory of a process cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -124,7 +124,7 @@ impl Blob {
         }))
     }
 
-    pub(super) fn is_seekable(&self) -> bool {
+    pub(crate) fn is_seekable(&self) -> bool {
         self.content.is_seekable()
     }
 
