@@ -82,8 +82,8 @@ pub(super) struct Memparse {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 
-    /// Search, and write hexdumps to files, on so many threads; 0: as many as there are
-    /// processors. What is printed does not depend on it.
+    /// Search, and write hexdumps to files, on so many threads, eight at most; 0: as many as there
+    /// are processors. What is printed does not depend on it.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 

@@ -31,6 +31,9 @@ use crate::source::{self, Blob};
 pub use cursor::Cursor;
 pub use text::Texts;
 
+/// Most threads that memory is read on. Each has buffers of its own, and memory is bounded.
+pub const MAX_THREADS: usize = 8;
+
 /// Why the memory of a process cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -341,7 +344,7 @@ impl Memory {
         Ok(())
     }
 
-    /// The same on several threads at once, in no particular order.
+    /// The same on several threads at once, at most [`MAX_THREADS`], in no particular order.
     ///
     /// # Errors
     ///
@@ -381,7 +384,7 @@ impl Memory {
             Ok(())
         };
         std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads.max(1))
+            let workers: Vec<_> = (0..threads.clamp(1, MAX_THREADS))
                 .map(|_| {
                     scope.spawn(|| {
                         let result: Result<(), E> = work();

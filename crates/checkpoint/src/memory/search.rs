@@ -11,10 +11,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use memchr::memmem;
 
-use super::{Cursor, Error, Memory, Run};
+use super::{Cursor, Error, MAX_THREADS, Memory, Run};
 
 /// How many bytes are searched at a time.
 const WINDOW: u64 = 1 << 20;
+
+/// So many matches may wait to be taken before no other window is begun.
+const MAX_WAITING: usize = 1 << 18;
 
 /// Longest match of a regular expression: what is longer is cut off.
 pub const MAX_MATCH_BYTES: usize = 64 << 10;
@@ -158,7 +161,7 @@ pub struct Match {
 pub struct Options<'a> {
     /// How many bytes to show on each side of a match, [`MAX_CONTEXT_BYTES`] at most.
     pub context: usize,
-    /// How many threads to search on; 0 is taken as 1.
+    /// How many threads to search on: one at least, and at most [`MAX_THREADS`].
     pub threads: usize,
     /// Counts the bytes that were searched.
     pub done: Option<&'a AtomicU64>,
@@ -192,7 +195,8 @@ pub fn search(
     };
     let keep = context.max(1) + reach + context;
     let cursor = memory.cursor(keep)?;
-    let threads = options.threads.clamp(1, plan.windows.len().max(1));
+    let threads = options.threads.min(MAX_THREADS).min(plan.windows.len());
+    let threads = threads.max(1);
     let shared = Shared {
         random: cursor.is_random(),
         ahead: threads + 2,
@@ -212,16 +216,17 @@ pub fn search(
                 // It may lie at lower addresses than the one before.
                 ends.fill(0);
             }
-            outcome = shared.take(index).and_then(|matches| {
-                matches.into_iter().try_for_each(|found_one| {
-                    let Some(end) = ends.get_mut(found_one.pattern) else {
+            outcome = shared.take(index).and_then(|window| {
+                window.spots.iter().try_for_each(|spot| {
+                    let Some(end) = ends.get_mut(spot.pattern as usize) else {
                         return Ok(());
                     };
-                    if found_one.address < *end {
+                    let one = window.one(*spot, plan.context);
+                    if one.address < *end {
                         return Ok(());
                     }
-                    *end = found_one.address.saturating_add(found_one.length as u64);
-                    found(found_one)
+                    *end = one.address.saturating_add(one.length as u64);
+                    found(one)
                 })
             });
             if outcome.is_err() {
@@ -276,6 +281,37 @@ fn windows(memory: &Memory) -> Vec<Window> {
     windows
 }
 
+/// What was found in a window. Matches that lie side by side share the bytes around them.
+#[derive(Debug, Default)]
+struct Found {
+    /// The address of the first of the bytes.
+    start: u64,
+    bytes: Vec<u8>,
+    spots: Vec<Spot>,
+}
+
+/// Where a match begins and ends in the bytes of a window, and the pattern.
+#[derive(Debug, Clone, Copy)]
+struct Spot {
+    from: u32,
+    to: u32,
+    pattern: u32,
+}
+
+impl Found {
+    fn one(&self, spot: Spot, context: usize) -> Match {
+        let (from, to) = (spot.from as usize, spot.to as usize);
+        let shown = from.saturating_sub(context)..(to + context).min(self.bytes.len());
+        Match {
+            address: self.start + u64::from(spot.from),
+            length: to - from,
+            pattern: spot.pattern as usize,
+            begin: from - shown.start,
+            bytes: self.bytes.get(shown).unwrap_or_default().to_vec(),
+        }
+    }
+}
+
 /// What the threads have in common.
 struct Shared {
     random: bool,
@@ -292,7 +328,9 @@ struct State {
     next: usize,
     /// The first that was not taken.
     wanted: usize,
-    results: BTreeMap<usize, Result<Vec<Match>, Error>>,
+    results: BTreeMap<usize, Result<Found, Error>>,
+    /// How many matches are in them.
+    waiting: usize,
     stopped: bool,
 }
 
@@ -302,11 +340,12 @@ impl Shared {
     }
 
     /// The matches of a window, once they are there.
-    fn take(&self, index: usize) -> Result<Vec<Match>, Error> {
+    fn take(&self, index: usize) -> Result<Found, Error> {
         let mut state = self.lock();
         loop {
             if let Some(result) = state.results.remove(&index) {
                 state.wanted = index + 1;
+                state.waiting -= count(&result);
                 self.changed.notify_all();
                 return result;
             }
@@ -317,6 +356,14 @@ impl Shared {
         }
     }
 
+    fn deliver(&self, index: usize, result: Result<Found, Error>) {
+        let mut state = self.lock();
+        state.waiting += count(&result);
+        state.results.insert(index, result);
+        drop(state);
+        self.changed.notify_all();
+    }
+
     /// The next window to search; `None` if there is none.
     fn claim(&self, windows: usize) -> Option<usize> {
         let mut state = self.lock();
@@ -324,7 +371,9 @@ impl Shared {
             if state.stopped || state.next >= windows {
                 return None;
             }
-            if state.next < state.wanted + self.ahead {
+            // The one that is wanted next is begun in any case.
+            let room = state.waiting < MAX_WAITING || state.next == state.wanted;
+            if room && state.next < state.wanted + self.ahead {
                 state.next += 1;
                 return Some(state.next - 1);
             }
@@ -334,6 +383,10 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+fn count(result: &Result<Found, Error>) -> usize {
+    result.as_ref().map_or(0, |found| found.spots.len())
 }
 
 fn work(memory: &Memory, plan: &Plan<'_>, shared: &Shared, keep: usize) {
@@ -359,19 +412,29 @@ fn work(memory: &Memory, plan: &Plan<'_>, shared: &Shared, keep: usize) {
             (None, Some(own)) => plan.read(window, own, &mut bytes),
             (None, None) => return,
         };
-        let result = read.map(|start| plan.matches(window, start, &bytes, &mut printed));
+        let result = read.map(|start| {
+            let spots = plan.matches(window, start, &bytes, &mut printed);
+            let bytes = if spots.is_empty() {
+                Vec::new()
+            } else {
+                std::mem::take(&mut bytes)
+            };
+            Found {
+                start,
+                bytes,
+                spots,
+            }
+        });
         if let Some(done) = plan.done {
             done.fetch_add(window.end - window.start, Ordering::Relaxed);
         }
-        shared.lock().results.insert(index, result);
-        shared.changed.notify_all();
+        shared.deliver(index, result);
     }
 }
 
 fn deliver_to_next(plan: &Plan<'_>, shared: &Shared, error: Error) {
     if let Some(index) = shared.claim(plan.windows.len()) {
-        shared.lock().results.insert(index, Err(error));
-        shared.changed.notify_all();
+        shared.deliver(index, Err(error));
     }
 }
 
@@ -400,18 +463,17 @@ impl Plan<'_> {
         start: u64,
         bytes: &[u8],
         printed: &mut Vec<u8>,
-    ) -> Vec<Match> {
+    ) -> Vec<Spot> {
         let index = |address: u64| usize::try_from(address - start).unwrap_or(usize::MAX);
         let (first, end) = (index(window.start), index(window.end));
         let mut matches = Vec::new();
+        // A window and what is around it are far below what 32 bits count.
+        let number_of = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut add = |pattern, from: usize, to: usize| {
-            let shown = from.saturating_sub(self.context)..(to + self.context).min(bytes.len());
-            matches.push(Match {
-                address: start + from as u64,
-                length: to - from,
-                pattern,
-                begin: from - shown.start,
-                bytes: bytes.get(shown).unwrap_or_default().to_vec(),
+            matches.push(Spot {
+                from: number_of(from),
+                to: number_of(to),
+                pattern: number_of(pattern),
             });
         };
         printed.clear();
@@ -464,7 +526,7 @@ impl Plan<'_> {
             }
         }
         if self.patterns.len() > 1 {
-            matches.sort_by_key(|one| (one.address, one.pattern));
+            matches.sort_unstable_by_key(|one: &Spot| (one.from, one.pattern));
         }
         matches
     }
