@@ -32,6 +32,7 @@ fn page(name: &str) -> PathBuf {
 /// ```text
 /// web.tar later.tar     two checkpoints of one container, by containerd's CRI
 /// web.tar.zst           the first one, compressed
+/// compressed.tar        the same with memory that CRIU 4.3 compressed
 /// images/               the image directory of another one
 /// checkpoints/          what the kubelet leaves behind
 /// cut.tar               half a checkpoint
@@ -51,6 +52,9 @@ fn directory() -> tempfile::TempDir {
     .unwrap();
     fs::write(path.join("cut.tar"), &web[..20_000]).unwrap();
     fs::write(path.join("pod.tar"), pod()).unwrap();
+    let mut compressed = container::archive();
+    fixture::compressed(&mut compressed);
+    fs::write(path.join("compressed.tar"), fixture::tar(&compressed)).unwrap();
     fixture::write(&path.join("images"), &fixture::images());
     let kubelet = path.join("checkpoints");
     fs::create_dir(&kubelet).unwrap();

@@ -24,7 +24,7 @@ use std::path::Path;
 
 use cryo_criu_image::files::{Descriptor, Object, OpenFile, Terminal};
 use cryo_criu_image::inventory::{
-    Clocks, IMAGE_VERSION, IdMaps, Inventory, TaskIds, with_root_ids,
+    Clocks, IdMaps, Inventory, TaskIds, UnknownVersion, with_root_ids,
 };
 use cryo_criu_image::pstree::ProcessTree;
 pub use cryo_criu_image::seccomp::Filter;
@@ -137,11 +137,8 @@ pub enum Error {
     #[error("the checkpoint is damaged: {} cannot be used", layout::DESCRIPTORS)]
     BadDescriptors(#[source] descriptors::Error),
     /// The images are of a version that CRIU does not read.
-    #[error("the checkpoint has images of version {found}, only {IMAGE_VERSION} is known")]
-    Version {
-        /// The version.
-        found: u32,
-    },
+    #[error(transparent)]
+    Version(#[from] UnknownVersion),
     /// The images were made on another kind of machine.
     #[error("the checkpoint was made on {found}, this machine is {here}")]
     Architecture {
@@ -176,7 +173,7 @@ impl Error {
             Self::Damaged { .. } | Self::BadDescriptors(_) => {
                 "make the checkpoint again, or copy it anew from its origin"
             }
-            Self::Version { .. } => "restore it with the version of CRIU that made it",
+            Self::Version(_) => "restore it with the version of CRIU that made it",
             Self::Architecture { .. } => "restore it on a machine of its own architecture",
         }
     }
@@ -247,11 +244,7 @@ impl ImageDir {
     fn new(files: FlatDir, store: Option<&Path>) -> Result<Self, Error> {
         check_names(&files)?;
         let inventory: Inventory = one(&files, Kind::Inventory, 0)?;
-        if inventory.image_version != IMAGE_VERSION {
-            return Err(Error::Version {
-                found: inventory.image_version,
-            });
-        }
+        inventory.check_version()?;
         let name = Kind::Pstree.file_name(0);
         let tree = ProcessTree::read(&name, open(&files, &name)?)
             .map_err(|source| Error::Damaged { name, source })?;
@@ -478,8 +471,14 @@ fn check_owner(files: &FlatDir) -> Result<(), Error> {
 }
 
 /// There are files of known names only, and none is longer than we would read it.
-fn check_names(files: &FlatDir) -> Result<(), Error> {
+/// Whether a file of an image directory is one that is known: an image of a CRIU that is not newer
+/// than what we know, or one of ours. A directory with another one is refused.
+pub fn is_known(name: &str) -> bool {
     const OTHERS: [&str; 3] = [layout::DESCRIPTORS, layout::DUMP_LOG, layout::RESTORE_LOG];
+    Kind::of_file_name(name).is_some() || OTHERS.contains(&name)
+}
+
+fn check_names(files: &FlatDir) -> Result<(), Error> {
     for (name, size) in files.files() {
         let foreign = |what| {
             Err(Error::Foreign {
@@ -492,7 +491,7 @@ fn check_names(files: &FlatDir) -> Result<(), Error> {
             Some((kind, _)) if size > kind.limits().total_bytes => {
                 return foreign("longer than any that CRIU writes");
             }
-            None if !OTHERS.contains(&name) => return foreign("no file of a checkpoint"),
+            _ if !is_known(name) => return foreign("no file of a checkpoint"),
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use cryo_criu_image::inventory::{IMAGE_VERSION, Inventory};
+use cryo_criu_image::inventory::Inventory;
 use cryo_criu_image::pstree::ProcessTree;
 use cryo_criu_image::stats::DumpStats;
 use cryo_criu_image::task::Core;
@@ -146,11 +146,7 @@ impl Summary {
         let inventory: Inventory = source
             .view(&source.image_name(Kind::Inventory, 0))?
             .ok_or_else(|| missing(Kind::Inventory, 0))?;
-        if inventory.image_version != IMAGE_VERSION {
-            return Err(Error::Version {
-                found: inventory.image_version,
-            });
-        }
+        inventory.check_version()?;
         let tree = source.image_name(Kind::Pstree, 0);
         let tree =
             ProcessTree::read(&tree, source.reader(&tree)?).map_err(|e| damaged(&tree, e))?;

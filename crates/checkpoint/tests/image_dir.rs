@@ -9,6 +9,7 @@ use std::path::Path;
 
 use cryo_checkpoint::descriptors::StdioKey;
 use cryo_checkpoint::image_dir::{self, Error, ImageDir};
+use cryo_criu_image::inventory::UnknownVersion;
 use cryo_criu_image::{Kind, msg};
 use fixture::Files;
 use proptest::prelude::*;
@@ -267,7 +268,7 @@ fn another_version_and_machine() {
     );
     assert!(matches!(
         check(&files, |_| {}),
-        Err(Error::Version { found: 3 })
+        Err(Error::Version(UnknownVersion { found: 3 }))
     ));
 
     let mut files = fixture::images();

@@ -10,6 +10,14 @@ use crate::{At, Error, Kind, View};
 /// The only version of the image format in use: CRIU has written it since 2014.
 pub const IMAGE_VERSION: u32 = 2;
 
+/// The images are of a version of the format that is not known here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the checkpoint has images of version {found}, only {IMAGE_VERSION} is known")]
+pub struct UnknownVersion {
+    /// The version.
+    pub found: u32,
+}
+
 /// The head of an image directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inventory {
@@ -34,6 +42,21 @@ pub struct Inventory {
     pub network_lock_method: Option<u32>,
     /// Plugins that took part; `None` in images of CRIU before 4.0, which did not record it.
     pub plugins: Option<Vec<Vec<u8>>>,
+}
+
+impl Inventory {
+    /// Whether the other images can be understood. Of another version of the format nothing is
+    /// known, not even that a message which decodes means the same.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownVersion`].
+    pub fn check_version(&self) -> Result<(), UnknownVersion> {
+        match self.image_version {
+            IMAGE_VERSION => Ok(()),
+            found => Err(UnknownVersion { found }),
+        }
+    }
 }
 
 impl View for Inventory {

@@ -168,7 +168,7 @@ impl Arch {
             Self::Mips => "mips",
             Self::Loongarch64 => "loongarch64",
             Self::Riscv64 => "riscv64",
-            Self::Unknown(_) => "unknown",
+            Self::Unknown(_) => "an unknown machine",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use cryo_checkpoint::dump_log::Versions;
 use cryo_checkpoint::layout;
@@ -15,7 +15,7 @@ use cryo_checkpoint::oci::model::{Descriptor, Platform};
 use cryo_checkpoint::oci::reference::Place;
 use cryo_checkpoint::source::{self, Source};
 use cryo_criu_image::Kind;
-use cryo_criu_image::task::Core;
+use cryo_criu_image::task::{Arch, Core};
 
 use crate::choice::Choice;
 use crate::failure::Failure;
@@ -110,6 +110,11 @@ impl Build {
         // A directory has no other order, and is to have the digest that its archive has.
         let source = self.choice.checkpoint(&self.checkpoint)?.sorted();
         let mut facts = facts(&source)?;
+        let machine = machine(&source)?;
+        match machine {
+            Some(Arch::Unknown(_)) | None => {}
+            Some(known) => facts.learn_architecture(known.as_str()),
+        }
         if self.this_node {
             for (name, value) in node::facts() {
                 facts
@@ -119,6 +124,12 @@ impl Build {
         }
         for (name, value) in &self.facts {
             facts.state(name, value).map_err(anyhow::Error::from)?;
+        }
+        if let (Some(Arch::Unknown(number)), None) = (machine, facts.platform()) {
+            return Err(anyhow!(
+                "it was made on a machine that is not known here, number {number} of criu's: name it by --fact host.arch=NAME"
+            )
+            .into());
         }
         let place = self
             .to
@@ -297,17 +308,19 @@ fn facts(source: &Source) -> Result<Facts, Failure> {
     };
     let (config, spec) = (need(layout::CONFIG_DUMP)?, need(layout::SPEC_DUMP)?);
     let mut facts = Facts::of(&config, &spec).map_err(anyhow::Error::from)?;
-    let core = source
-        .images()
-        .find(|(name, _)| matches!(Kind::of_file_name(name), Some((Kind::Core, Some(_)))))
-        .map(|(_, entry)| entry.name.clone());
-    if let Some(name) = core
-        && let Some(core) = source.view::<Core>(&name)?
-    {
-        facts.learn_architecture(core.arch.as_str());
-    }
     facts.learn_versions(Versions::of(source).map_err(anyhow::Error::from)?);
     Ok(facts)
+}
+
+/// What it was made on; nothing where no process is in it.
+fn machine(source: &Source) -> Result<Option<Arch>, source::Error> {
+    let core = source
+        .images()
+        .find(|(name, _)| matches!(Kind::of_file_name(name), Some((Kind::Core, Some(_)))));
+    match core {
+        Some((_, entry)) => Ok(source.view::<Core>(&entry.name)?.map(|core| core.arch)),
+        None => Ok(None),
+    }
 }
 
 /// Counts what is read.

@@ -164,6 +164,10 @@ impl Diff {
         let [source_before, source_after] = &sources;
         let before = Inspection::of(source_before, wanted)?;
         let after = Inspection::of(source_after, wanted)?;
+        // What is not known of one of them would look like a change.
+        if let Some(why) = before.not_shown.iter().chain(&after.not_shown).next() {
+            return Err(anyhow!("there is nothing to compare: {why}").into());
+        }
         if before.id != after.id {
             return Err(anyhow!(
                 "checkpoints are from different containers: A is {} ({}), B is {} ({})",

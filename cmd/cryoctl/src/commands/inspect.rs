@@ -11,7 +11,7 @@ use cryo_checkpoint::inspect::{
     Wanted,
 };
 use cryo_checkpoint::metadata::{Mount, Network};
-use cryo_checkpoint::source::Source;
+use cryo_checkpoint::source::{self, Source};
 use serde_json::Value;
 
 use crate::choice::Choice;
@@ -104,7 +104,11 @@ impl Inspect {
         let mut found = Vec::new();
         for path in &self.checkpoints {
             for source in self.choice.checkpoints(path)? {
-                let inspection = Inspection::of(&source, self.wanted(&source))?;
+                let wanted = self.wanted(&source);
+                if !wanted.processes {
+                    note_version(&source)?;
+                }
+                let inspection = Inspection::of(&source, wanted)?;
                 found.push((source.name().to_owned(), inspection));
             }
         }
@@ -145,6 +149,21 @@ impl Inspect {
             registers: self.registers,
             pid: self.pid.filter(|pid| *pid != 0),
         }
+    }
+}
+
+/// Says on stderr that the images are of a version that is not known, where that is in nobody's way.
+pub(super) fn note_version(source: &Source) -> io::Result<()> {
+    match source.check_version() {
+        Err(error @ source::Error::Version(_)) => {
+            let name = printable(source.name());
+            writeln!(
+                io::stderr(),
+                "note: {name}: {error}: only what the engine wrote is shown"
+            )
+        }
+        // Who reads the images says what else is wrong with them.
+        _ => Ok(()),
     }
 }
 
@@ -208,6 +227,13 @@ fn render(name: &str, one: &Inspection) -> String {
     }
     if !one.mounts.is_empty() {
         tree.add(mounts(&one.mounts));
+    }
+    if !one.not_shown.is_empty() {
+        let mut branch = Tree::new("Not shown");
+        for what in &one.not_shown {
+            branch.line(printable(what));
+        }
+        tree.add(branch);
     }
     format!(
         "\nDisplaying container checkpoint tree view from {}\n\n{}\n",

@@ -14,6 +14,7 @@ use cryo_checkpoint::source::Source;
 use cryo_criu_image::Kind;
 use cryo_criu_image::mm::MemoryMap;
 use cryo_criu_image::pagemap::PagemapTotals;
+use cryo_criu_image::task::{Core, TaskState};
 use serde_json::json;
 
 use super::Format;
@@ -196,7 +197,14 @@ pub(super) fn check_pid(checkpoint: &Source, pid: u32) -> Result<(), Failure> {
     if living.iter().any(|(process, _)| process.pid == pid) {
         return Ok(());
     }
-    if checkpoint.image(Kind::Core, pid.into()).is_some() {
+    let name = checkpoint.image_name(Kind::Core, pid.into());
+    if let Some(core) = checkpoint.view::<Core>(&name)? {
+        if let Some(TaskState::Unknown(state)) = core.process.map(|own| own.state) {
+            return Err(anyhow!(
+                "process {pid} is in a state that is not known here, number {state} of criu's: its memory is not looked at"
+            )
+            .into());
+        }
         return Err(
             anyhow!("process {pid} has no memory pages (task state is zombie or dead)").into(),
         );

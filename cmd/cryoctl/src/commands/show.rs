@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use cryo_checkpoint::inspect::{Inspection, Wanted};
 
+use super::inspect::note_version;
 use crate::choice::Choice;
 use crate::failure::Failure;
 use crate::table::Table;
@@ -43,6 +44,7 @@ impl Show {
         let mut found = Vec::new();
         for path in &self.checkpoints {
             for source in self.choice.checkpoints(path)? {
+                note_version(&source)?;
                 found.push((path, Inspection::of(&source, Wanted::default())?));
             }
         }

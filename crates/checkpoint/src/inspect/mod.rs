@@ -75,6 +75,16 @@ impl Wanted {
         registers: true,
         pid: None,
     };
+
+    /// What is wanted of what stands in the memory of a process.
+    fn texts(self) -> Option<&'static str> {
+        match (self.arguments, self.environment) {
+            (true, true) => Some("arguments and environment"),
+            (true, false) => Some("arguments"),
+            (false, true) => Some("environment"),
+            (false, false) => None,
+        }
+    }
 }
 
 /// All that was wanted.
@@ -125,6 +135,10 @@ pub struct Inspection {
     /// The mounts of the specification.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// What was wanted and is of a newer CRIU than is known here: what it is, of which process, and
+    /// why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_shown: Vec<String>,
 }
 
 /// Bytes; what is 0 has no key.
@@ -221,7 +235,8 @@ impl Inspection {
     ///
     /// # Errors
     ///
-    /// Of a wanted file that is missing or damaged; [`Error::Refused`] if there is no process
+    /// Of a wanted file that is missing or damaged; [`source::Error::Version`] if something of the
+    /// images is wanted and their version is not known; [`Error::Refused`] if there is no process
     /// with the wanted pid.
     pub fn of(checkpoint: &Source, wanted: Wanted) -> Result<Self, Error> {
         let metadata = Metadata::of(checkpoint)?;
@@ -234,7 +249,9 @@ impl Inspection {
             inspection.statistics = Some(statistics(checkpoint)?);
         }
         if wanted.processes {
-            let processes = Processes::read(checkpoint, wanted)?;
+            checkpoint.check_version()?;
+            let mut processes = Processes::read(checkpoint, wanted)?;
+            inspection.not_shown = std::mem::take(&mut processes.not_shown);
             let living: Vec<u32> = processes.living();
             inspection.process_tree = Some(processes.tree(wanted.pid)?);
             if wanted.files || wanted.sockets {
@@ -269,6 +286,7 @@ impl Inspection {
             file_descriptors: Vec::new(),
             sockets: Vec::new(),
             mounts: Vec::new(),
+            not_shown: Vec::new(),
         }
     }
 
@@ -369,6 +387,8 @@ fn statistics(checkpoint: &Source) -> Result<Statistics, Error> {
 struct Processes {
     /// With the parent's pid, in the order of the image.
     nodes: Vec<(u32, ProcessNode)>,
+    /// See [`Inspection::not_shown`].
+    not_shown: Vec<String>,
 }
 
 impl Processes {
@@ -378,6 +398,7 @@ impl Processes {
             .map_err(|error| damaged(&name, error))?;
         let mut nodes = Vec::with_capacity(tree.processes().len());
         let (mut texts, mut asked) = (Texts::default(), Vec::new());
+        let mut not_shown = Vec::new();
         for process in tree.processes() {
             let core: Core = memory::image(checkpoint, Kind::Core, process.pid)?;
             let own = core.process.as_ref().ok_or_else(|| {
@@ -397,11 +418,15 @@ impl Processes {
             };
             if matches!(own.state, TaskState::Alive | TaskState::Stopped) {
                 node.describe(checkpoint, wanted, core.ids, &process.threads)?;
-                if wanted.arguments || wanted.environment {
-                    asked.push((
-                        nodes.len(),
-                        Asked::of(checkpoint, node.pid, wanted, &mut texts)?,
-                    ));
+                if let Some(what) = wanted.texts() {
+                    match Asked::of(checkpoint, node.pid, wanted, &mut texts) {
+                        // All else of the checkpoint can be shown without.
+                        Err(Error::Source(ref error @ source::Error::Newer { ref source, .. })) => {
+                            let pid = node.pid;
+                            not_shown.push(format!("{what} of process {pid}: {error}: {source}"));
+                        }
+                        found => asked.push((nodes.len(), found?)),
+                    }
                 }
             }
             nodes.push((process.ppid, node));
@@ -412,7 +437,7 @@ impl Processes {
                 asked.give(node, &mut texts);
             }
         }
-        Ok(Self { nodes })
+        Ok(Self { nodes, not_shown })
     }
 
     fn living(&self) -> Vec<u32> {

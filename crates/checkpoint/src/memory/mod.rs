@@ -146,6 +146,7 @@ impl Memory {
     ///
     /// [`Error::Source`], [`Error::Short`].
     pub fn open(checkpoint: &source::Source, pid: u32) -> Result<(MemoryMap, Self), Error> {
+        checkpoint.check_version()?;
         let map = map(checkpoint, pid)?;
         let memory = Self::from_pagemap(checkpoint, Kind::Pagemap, pid.into(), map.page_bytes())?;
         Ok((map, memory))
@@ -444,6 +445,7 @@ pub fn parts(
 ///
 /// [`Error::Source`].
 pub fn processes(checkpoint: &source::Source) -> Result<Vec<(Process, ProcessCore)>, Error> {
+    checkpoint.check_version()?;
     let name = checkpoint.image_name(Kind::Pstree, 0);
     let tree = ProcessTree::read(&name, checkpoint.reader(&name)?)
         .map_err(|error| source::damaged(&name, error))?;

@@ -3,7 +3,7 @@
 use std::io;
 
 use cryo_criu_image::Kind;
-use cryo_criu_image::inventory::IMAGE_VERSION;
+use cryo_criu_image::inventory::UnknownVersion;
 
 use crate::oci::{Digest, model};
 use crate::{layout, tar_stream};
@@ -135,12 +135,17 @@ pub enum Error {
         /// How long it may be.
         limit_bytes: u64,
     },
-    /// The images are of a version that we do not know.
-    #[error("the checkpoint has images of version {found}, only {IMAGE_VERSION} is known")]
-    Version {
-        /// The version.
-        found: u32,
+    /// An image says what is not known here.
+    #[error("{name} is of a newer criu than is known here")]
+    Newer {
+        /// The file.
+        name: String,
+        /// What is not known, and where.
+        source: cryo_criu_image::Error,
     },
+    /// The images are of a version that we do not know.
+    #[error(transparent)]
+    Version(#[from] UnknownVersion),
 }
 
 impl Error {
@@ -159,6 +164,10 @@ impl Error {
             Self::Damaged { .. } | Self::BadJson { .. } | Self::Digest { .. } => {
                 "make the checkpoint again, or copy it anew from its origin"
             }
+            Self::Newer { .. } => {
+                "use a cryoctl that knows it, or make the checkpoint without what is new, such as --compress of criu 4.3"
+            }
+            Self::Version(_) => "use a cryoctl that knows them",
             Self::Foreign { name, .. } if name.ends_with(layout::PARENT) => {
                 "incremental checkpoints are not supported: make one without a parent"
             }

@@ -32,6 +32,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
+use cryo_criu_image::inventory::Inventory;
 use cryo_criu_image::{Kind, Reader, View};
 use serde::de::DeserializeOwned;
 
@@ -314,6 +315,18 @@ impl Source {
         self
     }
 
+    /// Whether its images can be understood; without an inventory that is not known.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Version`], and as [`Source::view`].
+    pub fn check_version(&self) -> Result<(), Error> {
+        match self.view::<Inventory>(&self.image_name(Kind::Inventory, 0))? {
+            Some(inventory) => Ok(inventory.check_version()?),
+            None => Ok(()),
+        }
+    }
+
     /// Gives the content of those files that are `wanted` to `f`, in the order of
     /// [`Source::entries`] and, if that is the archive's, in one pass; `f` need not read all of it.
     ///
@@ -382,11 +395,13 @@ pub(crate) fn decompressed(blob: Blob) -> io::Result<Blob> {
     })
 }
 
-/// What a damaged image makes of reading the checkpoint.
+/// What an image that cannot be decoded makes of reading the checkpoint: it is damaged, or of a
+/// newer CRIU.
 pub fn damaged(name: &str, source: cryo_criu_image::Error) -> Error {
-    Error::Damaged {
-        name: name.to_owned(),
-        source,
+    let name = name.to_owned();
+    match source {
+        cryo_criu_image::Error::Newer { .. } => Error::Newer { name, source },
+        _ => Error::Damaged { name, source },
     }
 }
 

@@ -1,5 +1,6 @@
 //! Whether a node has what a checkpoint needs.
 
+use super::foreign;
 use super::origin::Origin;
 use super::whole::Facts;
 use crate::finding::Finding;
@@ -16,30 +17,13 @@ const STATE: [(u32, &str); 5] = [
 ];
 
 pub(super) fn look(facts: &Facts, node: &Node, origin: &Origin, all: &mut Vec<Finding>) {
-    architecture(facts, node, all);
+    foreign::look(facts, node, all);
     processor(facts, node, all);
     instructions(facts, node, origin, all);
     criu(node, origin, all);
     kernel(facts, node, origin, all);
     security(facts, node, all);
     needs_of_the_container(facts, all);
-}
-
-fn architecture(facts: &Facts, node: &Node, all: &mut Vec<Finding>) {
-    let Some(made_on) = facts.architecture else {
-        return;
-    };
-    if made_on == node.architecture {
-        return all.push(Finding::ok("architecture", made_on));
-    }
-    all.push(Finding::error(
-        "architecture",
-        format!(
-            "it was made on {made_on}, and the node is {}",
-            node.architecture
-        ),
-        format!("restore it on a node of {made_on}"),
-    ));
 }
 
 /// What the checkpoint itself shows to have been in use.
@@ -133,7 +117,7 @@ fn criu(node: &Node, origin: &Origin, all: &mut Vec<Finding>) {
 }
 
 /// The three numbers that a version begins with; 0 for what is none.
-fn numbers(version: &str) -> [u32; 3] {
+pub(super) fn numbers(version: &str) -> [u32; 3] {
     let mut numbers = version
         .split(|c: char| !c.is_ascii_digit() && c != '.')
         .next()

@@ -1,6 +1,7 @@
 //! `cryoctl verify`.
 
 mod fits;
+mod foreign;
 mod origin;
 mod whole;
 

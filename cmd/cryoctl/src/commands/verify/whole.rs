@@ -3,23 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 
-use cryo_checkpoint::layout;
 use cryo_checkpoint::source::{Entry, Error, Form, Source};
+use cryo_checkpoint::{image_dir, layout};
 use cryo_criu_image::files::{Descriptor, OpenFile};
-use cryo_criu_image::inventory::{IMAGE_VERSION, Inventory, Lsm, TaskIds};
+use cryo_criu_image::inventory::{Inventory, Lsm, TaskIds};
+use cryo_criu_image::mm::MemoryMap;
 use cryo_criu_image::mounts::Mount;
 use cryo_criu_image::msg::ThreadEntry;
 use cryo_criu_image::pagemap::PagemapTotals;
 use cryo_criu_image::pstree::{Process, ProcessTree};
-use cryo_criu_image::task::{Core, TaskState};
+use cryo_criu_image::task::{Arch, Core, TaskState};
 use cryo_criu_image::{Body, Kind, RawReader, View};
 use prost::Message as _;
 
+use super::foreign::Foreign;
 use crate::finding::Finding;
 use crate::progress::Progress;
-
-/// As CRIU counts them, whatever the machine.
-const PAGE_BYTES: u64 = 4096;
 
 /// At most so many of one kind are told.
 const MAX_ALIKE: usize = 5;
@@ -41,16 +40,27 @@ pub(super) struct Facts {
     pub(super) user_namespace: bool,
     pub(super) time_namespace: bool,
     pub(super) tcp_connections: usize,
+    pub(super) foreign: Foreign,
 }
 
-/// Looks at all of it.
+/// Looks at all of it; of images of an unknown version, at that alone.
 pub(super) fn look(source: &Source, progress: &Progress, all: &mut Vec<Finding>) -> Facts {
     let mut facts = Facts::default();
+    if let Err(error @ Error::Version(_)) = source.check_version() {
+        let remedy = "update cryo, and criu to the release that made it";
+        all.push(Finding::error("version", error.to_string(), remedy));
+        return facts;
+    }
     let mut problems = Problems::default();
     let pages = problems.keep("integrity", decode(source, progress, &mut facts));
     let damaged = problems.count();
     if let Some(pages) = pages {
         pages.compare(source, &mut problems);
+    }
+    for (image, entry) in source.images() {
+        if !image_dir::is_known(image) {
+            facts.foreign.files.add(&entry.name);
+        }
     }
     let done = tree(source, &mut facts, &mut problems);
     let done = problems.keep("completeness", done);
@@ -107,6 +117,8 @@ struct Pages {
     present: BTreeMap<u32, u64>,
     parents: u64,
     lazy: u64,
+    /// The size of one on the machine; that of most where no memory map says it.
+    page_bytes: Option<u64>,
     newer: bool,
 }
 
@@ -127,11 +139,12 @@ impl Pages {
                 format!("{} pages are with a page server, not here", self.lazy),
             );
         }
+        let page_bytes = self.page_bytes.unwrap_or(4096);
         for (&id, &pages) in &self.present {
             let name = source.image_name(Kind::Pages, id.into());
-            let wanted = pages.saturating_mul(PAGE_BYTES);
+            let wanted = pages.saturating_mul(page_bytes);
             match source.file(&name) {
-                // Newer images may be compressed.
+                // Of compressed pages the pagemap does not tell it to us.
                 Some(_) if self.newer => {}
                 Some(file) if file.size_bytes == wanted => {}
                 Some(file) => problems.tell(
@@ -170,6 +183,14 @@ fn decode(source: &Source, progress: &Progress, facts: &mut Facts) -> Result<Pag
                 pages.parents = pages.parents.saturating_add(totals.parent);
                 pages.lazy = pages.lazy.saturating_add(totals.absent_lazy);
                 pages.newer |= totals.newer;
+                if totals.newer {
+                    facts.foreign.pagemaps.add(name);
+                }
+            }
+            Kind::Mm => {
+                for map in messages::<MemoryMap>(name, reader)? {
+                    pages.page_bytes = Some(map.page_bytes());
+                }
             }
             Kind::Core => {
                 let mut raw = RawReader::new(name, kind, reader).map_err(damaged)?;
@@ -243,18 +264,13 @@ impl Facts {
 fn tree(source: &Source, facts: &mut Facts, problems: &mut Problems) -> Result<(), Error> {
     let name = source.image_name(Kind::Inventory, 0);
     let inventory: Inventory = source.view(&name)?.ok_or(Error::Missing { name })?;
-    if inventory.image_version != IMAGE_VERSION {
-        problems.tell(
-            "version",
-            format!(
-                "its images are of version {}, and only {IMAGE_VERSION} is known",
-                inventory.image_version
-            ),
-        );
-    }
     facts.lsm = match inventory.lsm {
         Lsm::Apparmor => Some("apparmor"),
         Lsm::Selinux => Some("selinux"),
+        Lsm::Unknown(number) => {
+            facts.foreign.lsm = Some(number);
+            None
+        }
         _ => None,
     };
     let root_time = inventory.root_ids.and_then(|ids| ids.time_ns);
@@ -310,13 +326,17 @@ fn one(
     let Some(core) = source.view::<Core>(&source.image_name(Kind::Core, pid.into()))? else {
         return Ok(());
     };
-    facts.architecture = Some(core.arch.as_str());
-    let ended = core
-        .process
-        .as_ref()
-        .is_some_and(|p| matches!(p.state, TaskState::Dead | TaskState::Zombie));
-    if ended {
-        return Ok(());
+    match core.arch {
+        Arch::Unknown(number) => facts.foreign.machine = Some(number),
+        arch => facts.architecture = Some(arch.as_str()),
+    }
+    match core.process.as_ref().map(|own| own.state) {
+        Some(TaskState::Dead | TaskState::Zombie) => return Ok(()),
+        Some(TaskState::Unknown(state)) => {
+            let text = format!("state {state} of the process {pid}");
+            facts.foreign.states.add(text);
+        }
+        _ => {}
     }
     need(Kind::Mm, pid);
     need(Kind::Pagemap, pid);
