@@ -401,6 +401,8 @@ async fn of_podman(cx: &Context, runtime: &str) -> anyhow::Result<()> {
     let older = older_archive(node, &archive, &folder).await?;
     compare(node, &archive, &older).await?;
     compare_memory(node, &older, &folder).await?;
+    // Other engines leave nothing in it that `verify` does not know.
+    run(node, &["cryoctl", "verify", &archive]).await?;
     let mut commands = Vec::new();
     for suffix in ["gz", "zst"] {
         for program in ["checkpointctl", "cryoctl"] {
