@@ -560,25 +560,53 @@ fn as_checkpointctl(directory: &Path, arguments: &[&str]) -> Outcome {
 fn by_the_name_of_checkpointctl() {
     let directory = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| as_checkpointctl(directory.path(), arguments);
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 8] = [
         (
             &["show", "gone"],
             "Error: gone cannot be read: No such file or directory (os error 2)\n",
         ),
-        (&["wrong"], "Error: unrecognized subcommand 'wrong'\n"),
+        (
+            &["wrong"],
+            "Error: unknown command \"wrong\" for \"checkpointctl\"\n",
+        ),
         (
             &["inspect", "--wrong-parameter"],
-            "Error: unexpected argument '--wrong-parameter' found\n",
+            "Error: unknown flag: --wrong-parameter\n",
+        ),
+        (
+            &["inspect", "-x", "a"],
+            "Error: unknown shorthand flag: 'x' in -x\n",
+        ),
+        (
+            &["inspect", "--files=perhaps", "a"],
+            "Error: invalid value 'perhaps' for '--files[=<FILES>]': it is neither true nor false\n",
+        ),
+        (
+            &["diff"],
+            "Error: the following required arguments were not provided: <BEFORE> <AFTER>\n",
+        ),
+        // Switches with values, and flags twice, as pflag takes them.
+        (
+            &["inspect", "--files", "--files=false", "-p1", "-p=2", "gone"],
+            "Error: gone cannot be read: No such file or directory (os error 2)\n",
         ),
         (
             &["inspect", "--format", "yaml", "x"],
-            "Error: invalid value 'yaml' for '--format <FORMAT>'\n",
+            "Error: invalid output format: yaml\n",
         ),
     ];
     for (arguments, stderr) in cases {
         assert_eq!(run(arguments), failed(stderr), "{arguments:?}");
     }
-    for arguments in [&[][..], &["--help"], &["help"], &["help", "inspect"]] {
+    for arguments in [
+        &[][..],
+        &["--help"],
+        &["help"],
+        &["help", "inspect"],
+        &["completion"],
+        &["-v"],
+        &["--version"],
+    ] {
         let outcome = run(arguments);
         assert_eq!(outcome.code, Some(0), "{arguments:?} {outcome:?}");
         assert!(outcome.stdout.contains("checkpointctl"), "{outcome:?}");
@@ -647,8 +675,8 @@ fn plugins() {
     assert_eq!(
         stdout,
         "Available plugins:\n  \
-         passive              (no description)\n                       DIR/b/checkpointctl-passive\n  \
          show                 (not used: a built-in command has this name)\n                       DIR/a/checkpointctl-show\n  \
+         passive              (no description)\n                       DIR/b/checkpointctl-passive\n  \
          slow                 (no description)\n                       DIR/b/cryoctl-slow\n  \
          two                  ours\n                       DIR/b/cryoctl-two\n"
     );

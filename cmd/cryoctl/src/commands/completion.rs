@@ -12,6 +12,7 @@ use crate::failure::Failure;
 ///
 /// For bash, say: source <(cryoctl completion bash)
 #[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
 pub(super) struct Completion {
     /// The shell.
     shell: Shell,

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use cryo_checkpoint::inspect::{Files, Inspection, ProcessNode, Sockets, Wanted};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::inspect::Format;
 use crate::choice::Choice;
@@ -91,6 +91,7 @@ struct About {
 #[derive(Debug, Serialize)]
 struct MemoryChange {
     size_change_bytes: i64,
+    #[serde(serialize_with = "shortest")]
     size_change_mb: f64,
 }
 
@@ -141,6 +142,16 @@ struct Socket {
     dest: String,
     #[serde(skip_serializing_if = "is_zero")]
     dst_port: u16,
+}
+
+/// Without a fraction where there is none, as Go's JSON has it.
+fn shortest<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+    // Of bytes in MiB: it fits.
+    let whole = *value as i64;
+    match whole as f64 == *value {
+        true => to.serialize_i64(whole),
+        false => to.serialize_f64(*value),
+    }
 }
 
 fn is_zero(value: &u16) -> bool {
@@ -313,7 +324,10 @@ fn files(all: &[Files]) -> Vec<File> {
         };
         own.open_files.iter().map(file).collect::<Vec<_>>()
     };
-    all.iter().flat_map(of).collect()
+    let mut all: Vec<_> = all.iter().flat_map(of).collect();
+    // The order of checkpointctl since 1.7; before it had none.
+    all.sort_by(|a, b| (a.pid, &a.path, &a.fd).cmp(&(b.pid, &b.path, &b.fd)));
+    all
 }
 
 fn sockets(all: &[Sockets]) -> Vec<Socket> {
@@ -332,7 +346,15 @@ fn sockets(all: &[Sockets]) -> Vec<Socket> {
         };
         own.open_sockets.iter().map(socket).collect::<Vec<_>>()
     };
-    all.iter().flat_map(of).collect()
+    let mut all: Vec<_> = all.iter().flat_map(of).collect();
+    all.sort_by(|a, b| order(a).cmp(&order(b)));
+    all
+}
+
+/// As of files.
+fn order(one: &Socket) -> impl Ord + '_ {
+    let own = (&one.source, one.src_port, &one.r#type, &one.address);
+    (one.pid, &one.protocol, own, &one.dest, one.dst_port)
 }
 
 fn summary(all: &Differences) -> String {

@@ -6,6 +6,7 @@ mod checkpoint;
 mod completion;
 mod convert;
 mod core;
+mod dialect;
 mod diff;
 mod doctor;
 mod failures;
@@ -24,14 +25,13 @@ mod show;
 mod summary;
 mod verify;
 
-use std::ffi::{OsStr, OsString};
-use std::io::{self, Write};
-use std::path::Path;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub(crate) use self::dialect::Dialect;
 use crate::failure::Failure;
 
 /// Read checkpoints of containers, check what can be checkpointed, and see what failed.
@@ -89,10 +89,7 @@ enum Command {
 /// that name gets its form of errors and its exit codes.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     let dialect = Dialect::of(arguments.first().map(OsString::as_os_str));
-    let mut command = Cryoctl::command().name(dialect.name());
-    if dialect == Dialect::Checkpointctl {
-        command = command.disable_help_subcommand(false);
-    }
+    let mut command = dialect.command(Cryoctl::command());
     let parsed = command
         .try_get_matches_from_mut(&arguments)
         .and_then(|matches| Cryoctl::from_arg_matches(&matches));
@@ -109,52 +106,9 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             {
                 return failure.report(dialect);
             }
-            usage(&error, dialect)
+            dialect.usage(&error)
         }
     }
-}
-
-/// Whose errors and exit codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Dialect {
-    /// `error: …`, a hint, 2 for a wrong command line.
-    Cryoctl,
-    /// `Error: …` on one line, 1 for all.
-    Checkpointctl,
-}
-
-impl Dialect {
-    /// That of a program called by this path.
-    fn of(path: Option<&OsStr>) -> Self {
-        match path.and_then(|path| Path::new(path).file_name()) {
-            Some(name) if name == Self::Checkpointctl.name() => Self::Checkpointctl,
-            _ => Self::Cryoctl,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Cryoctl => "cryoctl",
-            Self::Checkpointctl => "checkpointctl",
-        }
-    }
-}
-
-/// Prints help and version, or what is wrong with the command line.
-fn usage(error: &clap::Error, dialect: Dialect) -> ExitCode {
-    if dialect == Dialect::Cryoctl || !error.use_stderr() {
-        // Nowhere is left to say that this failed.
-        let _ = error.print();
-        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-    }
-    let text = error.to_string();
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let _ = io::stdout().write_all(text.as_bytes());
-        return ExitCode::SUCCESS;
-    }
-    let first = text.lines().next().unwrap_or_default();
-    let first = first.strip_prefix("error: ").unwrap_or(first);
-    Failure::from(anyhow::anyhow!("{first}")).report(dialect)
 }
 
 impl Cryoctl {

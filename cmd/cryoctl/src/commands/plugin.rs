@@ -98,32 +98,39 @@ fn find(path: &OsStr, name: &str) -> Option<PathBuf> {
     if name.is_empty() || name.contains('/') {
         return None;
     }
-    directories(path).find_map(|directory| {
-        PREFIXES
-            .iter()
-            .map(|prefix| directory.join(format!("{prefix}{name}")))
-            .find(|file| is_executable(file))
-    })
+    directories(path).find_map(|directory| find_in(&directory, name))
 }
 
-/// All external commands with what is run for them, sorted by name.
+fn find_in(directory: &Path, name: &str) -> Option<PathBuf> {
+    PREFIXES
+        .iter()
+        .map(|prefix| directory.join(format!("{prefix}{name}")))
+        .find(|file| is_executable(file))
+}
+
+/// All external commands with what is run for them: as they stand in PATH, each directory's by name.
 fn discover(path: &OsStr) -> Vec<(String, PathBuf)> {
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
     let mut seen = HashSet::new();
     for directory in directories(path) {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let Ok(file) = entry.file_name().into_string() else {
+        let files = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let mut names: Vec<_> = files
+            .filter_map(|entry| {
+                let file = entry.file_name().into_string().ok()?;
+                let name = PREFIXES.iter().find_map(|prefix| file.strip_prefix(prefix));
+                name.map(str::to_owned)
+            })
+            .collect();
+        names.sort_unstable();
+        for name in names {
+            let Some(file) = find_in(&directory, &name).filter(|_| !seen.contains(&name)) else {
                 continue;
             };
-            let name = PREFIXES.iter().find_map(|prefix| file.strip_prefix(prefix));
-            seen.extend(name.map(str::to_owned));
+            seen.insert(name.clone());
+            found.push((name, file));
         }
     }
-    let mut names: Vec<_> = seen.into_iter().collect();
-    names.sort_unstable();
-    names
-        .into_iter()
-        .filter_map(|name| find(path, &name).map(|file| (name, file)))
-        .collect()
+    found
 }
 
 /// Of PATH, save empty ones: the working directory is nobody's choice.

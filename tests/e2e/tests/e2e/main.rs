@@ -23,6 +23,7 @@ mod lifecycle;
 mod live;
 mod memory;
 mod metrics;
+mod newer;
 mod options;
 mod parents;
 mod podman;
@@ -230,6 +231,14 @@ fn main() -> ExitCode {
         test!(inspect::podmans_archives_are_shown_as_by_checkpointctl).within(LONG),
         test!(inspect::podmans_archives_with_crun_as_well).within(LONG),
         test!(memory::memparse_is_as_checkpointctls),
+        test!(newer::cryos_archives).needs(newer::TOOLS).within(LONG),
+        test!(newer::runcs_archives).needs(newer::TOOLS).within(LONG),
+        test!(newer::podmans_archives_and_the_command_line)
+            .needs(newer::TOOLS)
+            .within(LONG),
+        test!(newer::podmans_archives_with_crun)
+            .needs(newer::TOOLS)
+            .within(LONG),
         test!(memory::gdb_opens_a_core_file),
         test!(memory::diff_finds_the_pages_that_changed),
         test!(cri::restored_in_a_new_pod_goes_on),
