@@ -14,7 +14,7 @@ use memchr::memmem;
 use super::{Cursor, Error, MAX_THREADS, Memory, Run};
 
 /// How many bytes are searched at a time.
-const WINDOW: u64 = 1 << 20;
+const WINDOW: u64 = 1 << 18;
 
 /// So many matches may wait to be taken before no other window is begun.
 const MAX_WAITING: usize = 1 << 18;
