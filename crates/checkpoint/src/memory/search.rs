@@ -16,7 +16,7 @@ use super::{Cursor, Error, MAX_THREADS, Memory, Run};
 /// How many bytes are searched at a time.
 const WINDOW: u64 = 1 << 18;
 
-/// So many matches may wait to be taken before no other window is begun.
+/// So many matches may wait to be taken, or be expected, before no other window is begun.
 const MAX_WAITING: usize = 1 << 18;
 
 /// Longest match of a regular expression: what is longer is cut off.
@@ -322,7 +322,6 @@ struct Shared {
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct State {
     /// The first window that nobody has begun.
     next: usize,
@@ -331,7 +330,23 @@ struct State {
     results: BTreeMap<usize, Result<Found, Error>>,
     /// How many matches are in them.
     waiting: usize,
+    /// How many the last window had: as many are expected of each that is being searched.
+    expected: usize,
     stopped: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            wanted: 0,
+            results: BTreeMap::new(),
+            waiting: 0,
+            // Nothing is known: the first window is searched alone.
+            expected: MAX_WAITING,
+            stopped: false,
+        }
+    }
 }
 
 impl Shared {
@@ -358,7 +373,8 @@ impl Shared {
 
     fn deliver(&self, index: usize, result: Result<Found, Error>) {
         let mut state = self.lock();
-        state.waiting += count(&result);
+        state.expected = count(&result);
+        state.waiting += state.expected;
         state.results.insert(index, result);
         drop(state);
         self.changed.notify_all();
@@ -371,8 +387,10 @@ impl Shared {
             if state.stopped || state.next >= windows {
                 return None;
             }
+            let begun = (state.next - state.wanted).saturating_sub(state.results.len());
+            let waiting = state.waiting + begun * state.expected;
             // The one that is wanted next is begun in any case.
-            let room = state.waiting < MAX_WAITING || state.next == state.wanted;
+            let room = waiting < MAX_WAITING || state.next == state.wanted;
             if room && state.next < state.wanted + self.ahead {
                 state.next += 1;
                 return Some(state.next - 1);

@@ -20,7 +20,7 @@ use crate::text::printable;
 
 /// Matches up to so many bytes are kept until the width of the table is known. With more of them
 /// memory is searched a second time.
-const KEPT_BYTES: usize = 16 << 20;
+const KEPT_BYTES: usize = 8 << 20;
 
 /// How a text is written in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
