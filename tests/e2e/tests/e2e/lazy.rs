@@ -61,13 +61,16 @@ async fn make_lazy(container: &Container) -> anyhow::Result<()> {
         .await
 }
 
-/// Has it held from the start on.
+/// Has it held from the start on, once it has got the container's memory and waits for more to do.
 async fn hold(container: &Container) -> anyhow::Result<()> {
     let script = format!(
         "for p in /proc/[0-9]*; do \
            [ \"$(cat $p/comm)\" = cryo-memory ] || continue; \
            shim=$(sed -n 's/^PPid:[[:space:]]*//p' $p/status); \
-           grep -q {} /proc/$shim/cmdline && kill -STOP ${{p#/proc/}}; \
+           grep -q {} /proc/$shim/cmdline || continue; \
+           until ls -l $p/fd | grep -q userfaultfd && grep -q '^State:.S' $p/status; \
+             do sleep 0.01; done; \
+           kill -STOP ${{p#/proc/}}; \
          done; true",
         container.id
     );
@@ -91,6 +94,17 @@ fn server(container: &Container) -> anyhow::Result<Pid> {
 
 async fn memory(container: &Container) -> anyhow::Result<Value> {
     Ok(state_of(container).await?["memory"].take())
+}
+
+/// How far it is, once the shim has heard how much there is to do.
+async fn begun(container: &Container) -> anyhow::Result<Value> {
+    loop {
+        let memory = memory(container).await?;
+        ensure!(memory["phase"] == "filling", "{memory}");
+        if memory["all_bytes"] != 0 {
+            return Ok(memory);
+        }
+    }
 }
 
 /// The digest of its memory, when it is asked.
@@ -127,8 +141,7 @@ pub(crate) async fn it_runs_before_its_memory_is_there(cx: Context) -> anyhow::R
     let output = container.create_from(Some(&image)).await?;
     let pid = container.start().await?;
     // Started, and next to nothing is there yet.
-    let told = memory(&container).await?;
-    ensure!(told["phase"] == "filling", "{told}");
+    let told = begun(&container).await?;
     ensure!(told["all_bytes"].as_u64() > Some(256 * MIB), "{told}");
     ensure!(told["left_bytes"].as_u64() > Some(192 * MIB), "{told}");
     container.expect(State::Running).await?;
@@ -202,8 +215,7 @@ async fn held(cx: &Context, node: &Node, program: &str) -> anyhow::Result<(Froze
     hold(&frozen.container).await?;
     let output = frozen.container.create_from(Some(&frozen.image)).await?;
     frozen.container.start().await?;
-    let told = memory(&frozen.container).await?;
-    ensure!(told["phase"] == "filling", "{told}");
+    let told = begun(&frozen.container).await?;
     ensure!(told["left_bytes"].as_u64() > Some(48 * MIB), "{told}");
     let server = server(&frozen.container)?;
     Ok((frozen, output, server))

@@ -12,6 +12,8 @@ podman() {
 }
 clean() {
 	podman rm -fa -t 0 >/dev/null || true
+	# What conmon runs at a container's end is at work for a while after that.
+	for _ in $(seq 600); do pgrep -f "$dir/root" >/dev/null || break; sleep 0.1; done
 	umount "$dir/root/overlay" 2>/dev/null || true
 	find /sys/fs/cgroup -depth -type d -path '*/libpod_parent*' -exec rmdir {} + 2>/dev/null || true
 }
